@@ -1,0 +1,234 @@
+"""The executor: runs one design. It speaks for the design's agents, runs their tools, and records every call.
+
+The script is in the sandbox and talks over a pipe: {"op": "ask", "asks": [...]} and {"op": "submit", "reply": id}. All that
+is trained on is recorded here, in the parent, as token ids. (Trap avoided: calls written by the untrusted script to a file,
+which after a crash was an older question's.) Two rules hold by construction:
+- A script can only submit something that an agent said: `submit` carries the id of a reply, never a text.
+- A script sees only the question: nothing else is sent to it, and the sandbox shows it nothing.
+
+Every end is a typed status. What the script spoiled scores 0; what the infrastructure spoiled is left out and counted.
+Test: `pytest tests/test_executor.py`. Read next: rollout.py.
+"""
+import asyncio
+import re
+from dataclasses import dataclass
+
+from designer import Design
+from policy import EngineError, PromptTooLong, seed_of
+from sandbox import Limits, ProtocolError, SandboxError
+from tasks import Question, final_answer
+
+STATUSES = ("answered", "no_answer", "invalid_script", "crashed", "budget", "timeout", "infrastructure")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one execution may use, over all its agents together."""
+    calls: int = 16  # completions
+    tokens: int = 16384  # sampled
+    reply_tokens: int = 1024  # of one reply
+    seconds: float = 600.0  # from start to end, waiting included
+    script_seconds: float = 5.0  # the script's own running time
+    tool_seconds: float = 5.0  # of one tool run
+
+
+@dataclass(frozen=True)
+class Call:
+    """One completion of the executor role: the unit that is trained on."""
+    agent: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    messages: tuple[dict, ...] = ()  # what the prompt was rendered from
+    tool_output: str | None = None  # what its Python printed, if this turn ran some
+
+    @property
+    def prompt(self) -> str:
+        """The text that the agent was called with; after a tool run, the tool's output."""
+        return self.messages[-1]["content"] if self.messages else ""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One run of a design: what was said, what was submitted, how it ended (one of STATUSES), and why."""
+    calls: tuple[Call, ...]
+    answer: str | None
+    status: str
+    detail: str = ""
+
+
+class OverBudget(Exception):
+    """An execution asked for more than its budget."""
+
+
+class InvalidScript(Exception):
+    """A script asked for something that does not exist (a tool that the question does not offer)."""
+
+
+PYTHON_TOOL = """You can run Python: reply with a ```python block and nothing after it, and you get to see what it prints.
+When you know the answer, reply without a code block."""
+FORMAT = "Put your final answer in \\boxed{}."
+
+
+def agent_messages(instructions: str, tools, text: str, history=()) -> list[dict]:
+    """What an agent is shown. The first line is its instructions; the question is in `text`, if the script passed it on."""
+    system = "\n".join([instructions, FORMAT] + ([PYTHON_TOOL] if "python" in tools else []))
+    return [{"role": "system", "content": system}, *history, {"role": "user", "content": text}]
+
+
+def tool_messages(reply: str, output: str, last: bool) -> list[dict]:
+    """What is added after a tool run; after the last one that is allowed, the agent is told to answer."""
+    note = "\nNo more code: give your final answer." if last else ""
+    return [{"role": "assistant", "content": reply}, {"role": "user", "content": f"Output: {output}{note}"}]
+
+
+def python_block(text: str) -> str | None:
+    """The code that a reply wants to run: its last fenced Python block, None if it has none.
+
+    >>> python_block("```python\\nprint(6 * 7)\\n```")
+    'print(6 * 7)'
+    """
+    blocks = re.findall(r"```(?:python|py)[ \t]*\n(.*?)```", text, re.DOTALL)
+    return blocks[-1].strip() if blocks else None
+
+
+class Executor:
+    """Runs designs with one engine and one sandbox."""
+
+    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), temperature: float = 1.0):
+        self.engine, self.policy, self.sandbox, self.budget, self.temperature = engine, policy, sandbox, budget, temperature
+
+    async def execute(self, design: Design, question: Question, seed: tuple) -> Execution:
+        """Run `design` once. Never raises for what a script or a model does."""
+        if design.error:
+            return Execution((), None, "invalid_script", design.error)
+        return await _Run(self, question, seed).run(design.script)
+
+
+class _Run:
+    """The state of one execution."""
+
+    def __init__(self, executor, question, seed):
+        self.executor, self.budget, self.question, self.seed = executor, executor.budget, question, seed
+        self.calls = {}  # (ask, turn) -> Call
+        self.replies, self.memories = [], {}
+        self.asked = self.started = self.tokens = 0
+
+    async def run(self, script: str) -> Execution:
+        answer = status = None
+        detail = ""
+        try:
+            limits = Limits(wall=self.budget.script_seconds, cpu=self.budget.script_seconds)
+            session = await self.executor.sandbox.talk(script, {"question": self.question.prompt}, limits)
+            try:
+                async with asyncio.timeout(self.budget.seconds):
+                    answer = await self.converse(session)
+            finally:
+                session.kill()  # whatever it is still doing: its answer is in, or it has none
+                outcome = await session.finish()
+            status, detail = ("answered", "") if answer is not None else self.ended(outcome)
+        except OverBudget as error:
+            status, detail = "budget", str(error)
+        except InvalidScript as error:
+            status, detail = "invalid_script", str(error)
+        except ProtocolError as error:
+            status, detail = "crashed", str(error)
+        except TimeoutError:
+            status, detail = "timeout", f"longer than {self.budget.seconds} s"
+        except (SandboxError, EngineError) as error:
+            status, detail = "infrastructure", str(error)
+        return Execution(tuple(self.calls[key] for key in sorted(self.calls)), answer, status, detail)
+
+    async def converse(self, session) -> str | None:
+        """Answer the script's messages until it submits (the text of that reply) or ends (None)."""
+        while (message := await session.receive()) is not None:
+            if message.get("op") == "submit":
+                return self.submitted(message)
+            await session.send({"replies": await self.ask(message)})
+        return None
+
+    def ended(self, outcome):
+        """The status of a script that ended without an answer."""
+        last_line = (outcome.stderr.strip().splitlines() or [outcome.status])[-1][:300]
+        if outcome.status == "ok":
+            return "no_answer", "the script ended without submit(...)"
+        if outcome.status in ("timeout", "cpu"):
+            return "timeout", f"the script ran longer than {self.budget.script_seconds} s"
+        return ("invalid_script" if outcome.status == "invalid" else "crashed"), last_line
+
+    def submitted(self, message) -> str:
+        reply = message.get("reply")
+        if type(reply) is not int or not 0 <= reply < len(self.replies):
+            raise ProtocolError("submit names no reply of this execution")
+        return self.replies[reply]
+
+    async def ask(self, message) -> list[dict]:
+        """Speak for the agents that the script asks, all at the same time."""
+        asks = message.get("asks")
+        if message.get("op") != "ask" or not isinstance(asks, list) or not 0 < len(asks) <= 64:
+            raise ProtocolError("a message is an ask or a submit")
+        for ask in asks:
+            check_ask(ask)
+            if missing := set(ask["tools"]) - set(self.question.tools):
+                raise InvalidScript(f"this question offers no tool {', '.join(sorted(missing))}")
+        first = self.asked
+        self.asked += len(asks)
+        texts = await self.executor.engine.gather(*(self.agent(ask, first + number) for number, ask in enumerate(asks)))
+        self.replies += texts  # in the order asked, not the order answered: the same in every run
+        ids = range(len(self.replies) - len(texts), len(self.replies))
+        return [{"id": id, "text": text, "answer": final_answer(text)} for id, text in zip(ids, texts)]
+
+    async def agent(self, ask, number: int) -> str:
+        """One agent's turns: up to max_turns tool runs, then a final reply, which is returned. Every turn is recorded."""
+        history = self.memories.setdefault(ask["agent"], []) if ask["memory"] else []
+        messages = agent_messages(ask["instructions"], ask["tools"], ask["text"], history)
+        rounds = ask["max_turns"] if "python" in ask["tools"] else 0
+        for turn in range(rounds + 1):
+            prompt_ids, completion = await self.sample(messages, (number, turn))
+            code = python_block(completion.text) if turn < rounds else None
+            output = await self.python(code) if code is not None else None
+            self.calls[number, turn] = Call(ask["name"], prompt_ids, completion.ids, completion.logprobs, completion.text,
+                                            tuple(messages), output)
+            if output is None:
+                break
+            messages = messages + tool_messages(completion.text, output, last=turn == rounds - 1)
+        if ask["memory"]:
+            history += [{"role": "user", "content": ask["text"]}, {"role": "assistant", "content": completion.text}]
+        return completion.text
+
+    async def sample(self, messages, call):
+        if self.started >= self.budget.calls:
+            raise OverBudget(f"more than {self.budget.calls} calls")
+        if self.tokens >= self.budget.tokens:
+            raise OverBudget(f"more than {self.budget.tokens} tokens")
+        self.started += 1
+        prompt_ids = self.executor.policy.render(messages)
+        tokens = min(self.budget.reply_tokens, self.budget.tokens - self.tokens)
+        try:
+            completion = await self.executor.engine.sample(prompt_ids, tokens, seed_of(*self.seed, *call), self.executor.temperature)
+        except PromptTooLong as error:
+            raise OverBudget(str(error)) from None
+        self.tokens += len(completion.ids)
+        return prompt_ids, completion
+
+    async def python(self, code: str) -> str:
+        limits = Limits(wall=self.budget.tool_seconds, cpu=self.budget.tool_seconds)
+        outcome = await self.executor.sandbox.run(code, limits=limits)
+        problem = "" if outcome.status == "ok" else outcome.stderr.strip().splitlines()[-1:] or [outcome.status]
+        return (outcome.stdout.strip() + ("\n" if outcome.stdout.strip() and problem else "") + "".join(problem))[:2000]
+
+
+def check_ask(ask) -> None:
+    """Check one ask of an untrusted script, field by field. Raises ProtocolError."""
+    types = {"agent": int, "name": str, "instructions": str, "tools": list, "memory": bool, "max_turns": int, "text": str}
+    if not isinstance(ask, dict) or set(ask) != set(types) or any(type(ask[key]) is not kind for key, kind in types.items()):
+        raise ProtocolError("an ask has the wrong fields")
+    if not all(isinstance(tool, str) for tool in ask["tools"]) or len(ask["tools"]) > 8:
+        raise ProtocolError("tools are a few names")
+    if not 0 <= ask["max_turns"] <= 16:
+        raise ProtocolError("max_turns is 0 to 16")
+    try:
+        (ask["text"] + ask["instructions"] + ask["name"]).encode()
+    except UnicodeEncodeError:
+        raise ProtocolError("text that is not Unicode") from None

@@ -1,0 +1,296 @@
+"""The one shared model: sampling with recorded log-probabilities, log-probabilities for training, loading and saving.
+
+Both roles, designer and executor, are this model. An engine samples from it: token ids in, token ids and their
+log-probabilities out, and nothing that is trained on is ever re-tokenised from text.
+
+Sampling is plain (temperature 1, no top-k, top-p or repetition penalty): the distribution that is sampled is the one that
+is scored. (Trap avoided: greedy executor calls with a repetition penalty, scored under another distribution.)
+A sample depends on its prompt and its seed, not on its batch: one uniform number per token, drawn from the sample's own
+generator, goes through the inverse of the cumulative distribution.
+
+Shapes: B rows, T positions, V vocabulary, K completion tokens of a micro-batch, all rows one after another.
+Test: `pytest tests/test_policy.py`. Read next: designer.py.
+"""
+import asyncio
+import hashlib
+import pathlib
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
+
+from tasks import BadInput
+
+
+class PromptTooLong(ValueError):
+    """The prompt leaves no room in the context. An outcome of the execution; nothing is cut off in silence."""
+
+
+class EngineError(RuntimeError):
+    """The engine failed. The executions that it held are infrastructure outcomes, and take no part in training."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample. `ids` includes the end token if it was sampled; `logprobs[i]` is log p(ids[i] | prompt, ids[:i])."""
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    truncated: bool = False  # stopped by max_tokens or the context, not by its own end token
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion to learn from, with the log-probabilities of the sampler and the advantage of its trajectory."""
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    old_logprobs: tuple[float, ...]
+    advantage: float
+    role: str  # "designer" or "executor"
+
+    def __len__(self):
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def seed_of(*parts) -> int:
+    """A seed hashed from whatever names a sample: (run seed, step, question, m, n, call).
+
+    >>> seed_of(0, "q1", 2) == seed_of(0, "q1", 2) != seed_of(0, "q1", 3)
+    True
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+class Policy:
+    """A causal language model of the Hugging Face kind with its tokenizer and chat template, on one device."""
+
+    def __init__(self, path: str, device: str = "cpu", max_length: int | None = None):
+        """Load from a folder or the Hub, in fp32 (the master weights). Raises BadInput if that can't be."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+        logging.disable_progress_bar()
+        if not pathlib.Path(path).is_dir() and (path.startswith((".", "/")) or path.count("/") != 1):
+            raise BadInput(f"--model {path}: no such folder, and not a Hub id (OWNER/NAME)")
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
+        except Exception as error:  # the boundary to the loaders: they raise what they like on a bad folder
+            raise BadInput(f"--model {path}: cannot be loaded ({' '.join(str(error).split())[:160]})") from error
+        if not self.tokenizer.chat_template:
+            raise BadInput(f"--model {path}: its tokenizer has no chat template; use an instruct model, or add a template")
+        self.device = torch.device(device)
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        self.max_length = min(limit, max_length or limit)
+        ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        self.end_ids = frozenset(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+
+    def render(self, messages: list[dict]) -> tuple[int, ...]:
+        """The token ids of a conversation, up to where the assistant speaks next. No thinking, as in the paper's runs."""
+        return tuple(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True,
+                                                        return_dict=False, enable_thinking=False))
+
+    def text(self, ids) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, folder: pathlib.Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+@dataclass(frozen=True)
+class Request:
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+class HFEngine:
+    """Batches what waits: when every coroutine that could still ask is waiting for a sample, the batch runs.
+
+    So rounds are the same in every run, whatever the timing of scripts and tools. `live` counts the coroutines that could
+    still ask: it starts with one, the caller; `gather` turns one into several. The weights are the trainer's own: an
+    update needs no sync.
+    """
+
+    def __init__(self, policy: Policy, max_batch: int = 256):
+        self.policy, self.max_batch = policy, max_batch
+        self.live, self.waiting = 1, []
+        self.tokens, self.seconds = 0, 0.0  # sampled, spent sampling
+
+    async def gather(self, *coroutines) -> list:
+        """asyncio.gather for coroutines that sample."""
+        if not coroutines:
+            return []
+        running = len(coroutines)
+        self.live += running - 1
+
+        async def one(coroutine):
+            nonlocal running
+            try:
+                return await coroutine
+            finally:
+                running -= 1
+                if running:  # the last one hands its place back to the caller
+                    self.live -= 1
+                    self._run_if_all_wait()
+
+        results = await asyncio.gather(*map(one, coroutines), return_exceptions=True)  # all end before one of them raises
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
+
+    async def sample(self, prompt_ids, max_tokens: int, seed: int, temperature: float = 1.0) -> Completion:
+        """One completion. Raises PromptTooLong, or EngineError when the model fails."""
+        room = self.policy.max_length - len(prompt_ids)
+        if room < 1:
+            raise PromptTooLong(f"a prompt of {len(prompt_ids)} tokens; the context holds {self.policy.max_length}")
+        future = asyncio.get_running_loop().create_future()
+        self.waiting.append((Request(tuple(prompt_ids), min(max_tokens, room), temperature, seed), future))
+        self._run_if_all_wait()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.waiting = [item for item in self.waiting if item[1] is not future]
+            raise
+
+    def sync(self):
+        """Push the trainer's weights to the engine. Here they are the same tensors."""
+
+    def _run_if_all_wait(self):
+        if self.waiting and len(self.waiting) >= self.live:
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self):
+        batch, self.waiting = sorted(self.waiting, key=lambda item: (len(item[0].prompt_ids), item[0].seed)), []
+        started = asyncio.get_running_loop().time()
+        for start in range(0, len(batch), self.max_batch):
+            part = batch[start:start + self.max_batch]
+            try:
+                completions = generate(self.policy, [request for request, _ in part])
+            except RuntimeError as error:  # torch: out of memory, device errors
+                for _, future in part:
+                    future.set_exception(EngineError(str(error)[:300]))
+                continue
+            for (_, future), completion in zip(part, completions):
+                self.tokens += len(completion.ids)
+                future.set_result(completion)
+        self.seconds += asyncio.get_running_loop().time() - started
+
+
+@torch.no_grad()
+def generate(policy: Policy, requests: list[Request]) -> list[Completion]:
+    """Decode a batch: one prefill per distinct prompt, then a token per row and step; finished rows leave the batch."""
+    model, device = policy.model, policy.device
+    prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
+    ids_B_T, mask_B_T = pad_left(prompts, policy.pad_id, device)
+    out = model(input_ids=ids_B_T, attention_mask=mask_B_T, position_ids=(mask_B_T.cumsum(-1) - 1).clamp(min=0),
+                use_cache=True, logits_to_keep=1)
+    rows = torch.tensor([prompts.index(request.prompt_ids) for request in requests], device=device)
+    cache, mask_B_T, logits_B_V = out.past_key_values, mask_B_T[rows], out.logits[rows, -1]
+    cache.batch_select_indices(rows)
+    temperature_B = torch.tensor([request.temperature for request in requests], device=device)
+    uniform_B_T = torch.stack([torch.rand(max(r.max_tokens for r in requests), generator=torch.Generator().manual_seed(request.seed))
+                               for request in requests]).to(device)
+    ids, logprobs = [[] for _ in requests], [[] for _ in requests]
+    alive = list(range(len(requests)))  # which request each row of the batch is
+    for step in range(uniform_B_T.shape[1]):
+        token_B, logprob_B = pick(logits_B_V, temperature_B, uniform_B_T[:, step])
+        for row, token, logprob in zip(alive, token_B.tolist(), logprob_B.tolist()):
+            if row is not None:
+                ids[row].append(token)
+                logprobs[row].append(logprob)
+        done = [row is None or ids[row][-1] in policy.end_ids or len(ids[row]) >= requests[row].max_tokens for row in alive]
+        alive = [None if over else row for row, over in zip(alive, done)]
+        if all(done):
+            break
+        mask_B_T = torch.cat([mask_B_T, mask_B_T.new_ones(len(alive), 1)], 1)
+        if sum(done) >= len(done) // 2:  # half of the rows are finished: go on with the other half
+            keep = torch.tensor([i for i, over in enumerate(done) if not over], device=device)
+            alive = [alive[i] for i in keep.tolist()]
+            cache.batch_select_indices(keep)
+            token_B, mask_B_T, temperature_B, uniform_B_T = token_B[keep], mask_B_T[keep], temperature_B[keep], uniform_B_T[keep]
+        out = model(input_ids=token_B[:, None], attention_mask=mask_B_T, position_ids=mask_B_T.sum(-1, keepdim=True) - 1,
+                    past_key_values=cache, use_cache=True)
+        logits_B_V = out.logits[:, -1]
+    return [Completion(tuple(i), tuple(p), policy.text(i), i[-1] not in policy.end_ids) for i, p in zip(ids, logprobs)]
+
+
+def pick(logits_B_V, temperature_B, uniform_B):
+    """One token per row by inverse CDF (temperature 0: the most likely), and its log-probability under what was sampled."""
+    greedy_B = temperature_B == 0
+    logprobs_B_V = log_softmax(logits_B_V.float() / torch.where(greedy_B, 1.0, temperature_B)[:, None], -1)
+    cdf_B_V = logprobs_B_V.double().exp().cumsum(-1)
+    sampled_B = (cdf_B_V < uniform_B[:, None] * cdf_B_V[:, -1:]).sum(-1).clamp(max=logits_B_V.shape[-1] - 1)
+    token_B = torch.where(greedy_B, logprobs_B_V.argmax(-1), sampled_B)
+    return token_B, logprobs_B_V.gather(-1, token_B[:, None])[:, 0]
+
+
+def pad_left(prompts, pad_id, device):
+    """Ids and attention mask (B, T) of prompts that end at the same position."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+class Scorer(torch.nn.Module):
+    """Log-probabilities of completions under the model, with gradient: what DDP wraps.
+
+    The head runs on completion positions only and in chunks that are recomputed in the backward pass: the logits of
+    a 150k vocabulary times 8k tokens never exist at once.
+    """
+
+    def __init__(self, model, chunk: int = 2048):
+        super().__init__()
+        self.model, self.chunk = model, chunk
+
+    def forward(self, ids_B_T, mask_B_T, completion_mask_B_T):
+        """-> logprobs_K, entropy_K (without gradient): the K masked tokens of all rows, in order."""
+        hidden_B_T_H = self.model.base_model(input_ids=ids_B_T, attention_mask=mask_B_T).last_hidden_state
+        predicts_B_T = completion_mask_B_T[:, 1:]  # position t predicts token t + 1
+        hidden_K_H, targets_K = hidden_B_T_H[:, :-1][predicts_B_T], ids_B_T[:, 1:][predicts_B_T]
+        parts = [checkpoint(self._head, hidden, targets, use_reentrant=False)
+                 for hidden, targets in zip(hidden_K_H.split(self.chunk), targets_K.split(self.chunk))]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _head(self, hidden_K_H, targets_K):
+        logprobs_K_V = log_softmax(self.model.get_output_embeddings()(hidden_K_H).float(), -1)
+        with torch.no_grad():
+            entropy_K = -(logprobs_K_V.exp() * logprobs_K_V).sum(-1)
+        return logprobs_K_V.gather(-1, targets_K[:, None])[:, 0], entropy_K
+
+
+def collate(samples: list[Sample], pad_id: int, device="cpu", extra: int = 0):
+    """Right-padded ids, attention mask and completion mask (B, T). The completion mask comes from what was sampled, so the
+    end token is trained and padding never is, even where both are the same id. `extra` pads more (for a test)."""
+    width = max(map(len, samples)) + extra
+    ids, mask, completion = [], [], []
+    for sample in samples:
+        p, c, rest = len(sample.prompt_ids), len(sample.completion_ids), width - len(sample)
+        ids.append([*sample.prompt_ids, *sample.completion_ids, *[pad_id] * rest])
+        mask.append([1] * (p + c) + [0] * rest)
+        completion.append([False] * p + [True] * c + [False] * rest)
+    return tuple(torch.tensor(rows, device=device) for rows in (ids, mask, completion))
+
+
+def micro_batches(samples: list, budget: int) -> list[list]:
+    """Split samples into micro-batches of at most `budget` padded tokens each, alike in length, so that little is padding.
+
+    >>> [len(batch) for batch in micro_batches(["aaaa", "bb", "cc", "d"], budget=4)]
+    [1, 2, 1]
+    """
+    batches = []
+    for sample in sorted(samples, key=len, reverse=True):
+        if batches and (len(batches[-1]) + 1) * len(batches[-1][0]) <= budget:
+            batches[-1].append(sample)
+        else:
+            batches.append([sample])
+    return batches

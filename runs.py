@@ -1,0 +1,196 @@
+"""A run's folder: checkpoint, metrics, episodes, curves.
+
+    config.json      the flags, all of them
+    metrics.jsonl    one line a step
+    episodes.jsonl   whole runs: designs, calls, tools, answers, rewards and advantages of one question a step
+    curves.png       reward by role, held-out accuracy, designs, outcomes, with the stages as bands
+    checkpoint/      a Hugging Face folder plus trainer.pt: optimiser, random state, step, config
+
+A checkpoint is written beside the old one and swapped in by renames: a kill at any moment leaves a whole one, the new or the
+old. On --resume, lines of steps after the checkpoint are dropped, so that the files read as if nothing had happened.
+Test: `pytest tests/test_runs.py`.
+"""
+import json
+import os
+import pathlib
+import shutil
+from collections import Counter
+from dataclasses import asdict
+
+import torch
+
+from cli import atomic_write
+from designer import structure
+from policy import Policy
+from tasks import BadInput
+
+
+# ----------------------------------------------------------------------------------------------------------- checkpoints
+
+def save(out: pathlib.Path, policy: Policy, optimizer, step: int, config) -> None:
+    """Write `out`/checkpoint: `step` updates are done. Raises OSError (disk full) and then leaves the old one in place."""
+    new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        policy.save(new)
+        state = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "step": step, "config": asdict(config)}
+        torch.save(state, new / "trainer.pt")
+    except (RuntimeError, OSError) as error:  # torch reports a full disk as a RuntimeError
+        shutil.rmtree(new, ignore_errors=True)
+        raise BadInput(f"{out}: the checkpoint of step {step} could not be written ({str(error)[:120]})") from error
+    _sync(new)
+    if current.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(current, old)  # a kill here leaves `old`, which `find` knows
+    os.rename(new, current)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder):
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def find(out: pathlib.Path) -> pathlib.Path:
+    """The newest whole checkpoint of a run. Raises BadInput if there is none."""
+    for folder in (out / "checkpoint", out / "checkpoint.old"):
+        if (folder / "trainer.pt").is_file():
+            return folder
+    raise BadInput(f"--resume: no checkpoint in {out}")
+
+
+def read(folder: pathlib.Path) -> dict:
+    """The trainer's state in a checkpoint. Raises BadInput if it can't be read."""
+    try:
+        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+        if not {"optimizer", "rng", "step", "config"} <= set(state):
+            raise ValueError("parts are missing")
+        return state
+    except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise BadInput(f"{folder / 'trainer.pt'}: a corrupt checkpoint ({' '.join(str(error).split())[:100]})") from None
+    except Exception as error:  # the boundary to pickle, whose errors have no common base but this
+        raise BadInput(f"{folder / 'trainer.pt'}: a corrupt checkpoint ({type(error).__name__})") from None
+
+
+def restore(folder: pathlib.Path, optimizer) -> int:
+    """Load the optimiser and the random state; returns the number of steps done."""
+    state = read(folder)
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    return state["step"]
+
+
+# --------------------------------------------------------------------------------------------------------------- records
+
+class Records:
+    """The two JSONL files of a run, appended to line by line. A resumed run first drops what came after its checkpoint."""
+
+    def __init__(self, out: pathlib.Path, step: int):
+        self.files = {}
+        for name in ("metrics", "episodes"):
+            path = out / f"{name}.jsonl"
+            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < step] if path.exists() else []
+            atomic_write(path, "".join(line + "\n" for line in kept))
+            self.files[name] = open(path, "a", encoding="utf-8")
+
+    def write(self, name: str, row: dict) -> None:
+        self.files[name].write(json.dumps(row) + "\n")
+        self.files[name].flush()
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+
+def _whole_lines(path):
+    """The lines of a file but for a last one that a kill cut off."""
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        yield line
+
+
+def episode(step: int, tree, designer_M, executor_M_N, decode) -> dict:
+    """One question's tree as plain data: what was designed, who said what, where credit went."""
+    return {"step": step, "question": tree.question.prompt, "family": tree.question.family, "gold": tree.question.answer, "designs": [
+        {"script": design.script, "completion": decode(design.completion_ids), "error": design.error,
+         "structure": structure(design.script), "logprobs": [round(p, 4) for p in design.logprobs], "advantage": designer_M[m].item(),
+         "executions": [
+             {"status": execution.status, "detail": execution.detail, "answer": execution.answer, "reward": tree.rewards_M_N[m, n].item(),
+              "advantage": executor_M_N[m, n].item(), "calls": [
+                  {"agent": call.agent, "prompt": call.prompt, "text": call.text, "tool_output": call.tool_output,
+                   "prompt_tokens": len(call.prompt_ids), "logprobs": [round(p, 4) for p in call.logprobs]} for call in execution.calls]}
+             for n, execution in enumerate(tree.executions[m])]}
+        for m, design in enumerate(tree.designs)]}
+
+
+# --------------------------------------------------------------------------------------------------------------- metrics
+
+def facts(trees) -> list[dict]:
+    """One small row per execution, enough for every metric: what travels between ranks."""
+    return [{"question": tree.question.id, "family": tree.question.family, "m": m, "structure": structure(design.script),
+             "status": execution.status, "runs": execution.status not in ("invalid_script", "crashed"),
+             "reward": tree.rewards_M_N[m, n].item(), "calls": len(execution.calls),
+             "design_entropy": -mean(design.logprobs), "call_entropy": -mean(p for call in execution.calls for p in call.logprobs)}
+            for tree in trees for m, design in enumerate(tree.designs) for n, execution in enumerate(tree.executions[m])]
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def measure(rows: list[dict]) -> dict:
+    """The metrics of a step, from the facts of all its executions; the README explains each."""
+    valid = [row for row in rows if row["status"] != "infrastructure"]
+    designs, questions = {}, {}
+    for row in valid:
+        designs.setdefault((row["question"], row["m"]), []).append(row["reward"])
+        questions.setdefault(row["question"], []).append(row["reward"])
+    means = [mean(rewards) for rewards in designs.values()]
+    between = mean((mean(rewards) - mean(questions[question])) ** 2 for (question, _), rewards in designs.items())
+    return {"reward": mean(row["reward"] for row in valid), "designer_reward": mean(means),
+            "executor_reward": mean(row["reward"] for row in valid if row["calls"]),
+            "valid_designs": mean(row["runs"] for row in valid), "calls": mean(row["calls"] for row in valid),
+            "design_entropy": mean(row["design_entropy"] for row in valid),
+            "call_entropy": mean(row["call_entropy"] for row in valid if row["calls"]),
+            "equal_groups": mean(len(set(rewards)) == 1 for rewards in questions.values()), "variance_between_designs": between,
+            "infrastructure": len(rows) - len(valid), "statuses": dict(Counter(row["status"] for row in rows)),
+            "structures": dict(Counter(row["structure"] for row in rows))}
+
+
+# ---------------------------------------------------------------------------------------------------------------- curves
+
+COLOURS = {"executor": "#d9822b", "designer": "#2b6cd9", "both": "#888888"}
+
+
+def draw(out: pathlib.Path) -> None:
+    """curves.png from metrics.jsonl: rewards and held-out accuracy, designs, outcomes; stages as bands."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = [json.loads(line) for line in _whole_lines(out / "metrics.jsonl")]
+    if not rows:
+        return
+    steps = [row["step"] for row in rows]
+    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 9), sharex=True, constrained_layout=True)
+    for axis in (top, middle, bottom):
+        for row in rows:
+            role = row["trained_roles"][0] if len(row["trained_roles"]) == 1 else "both"
+            axis.axvspan(row["step"] - 0.5, row["step"] + 0.5, color=COLOURS[role], alpha=0.08, linewidth=0)
+        axis.set_ylim(0, 1.02)
+    for role in ("designer", "executor"):
+        top.plot(steps, [row[f"{role}_reward"] for row in rows], color=COLOURS[role], linewidth=1, label=f"{role} reward (training questions)")
+    held_out = [(row["step"], row["eval_accuracy"]) for row in rows if "eval_accuracy" in row]
+    top.plot(*zip(*held_out), "ko-", label="held-out accuracy") if held_out else None
+    top.set_ylabel("reward")
+    for axis, key, label in ((middle, "structures", "designs"), (bottom, "statuses", "outcomes")):
+        names = sorted({name for row in rows for name in row[key]})
+        shares = [[row[key].get(name, 0) / max(1, sum(row[key].values())) for row in rows] for name in names]
+        axis.stackplot(steps, shares, labels=names, alpha=0.85, colors=plt.get_cmap("tab20").colors)
+        axis.set_ylabel(f"share of {label}")
+    bottom.set_xlabel("step (bands: orange the executor learns, blue the designer)")
+    for axis in (top, middle, bottom):
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.savefig(out / "curves.tmp.png", dpi=110)
+    plt.close(figure)
+    os.replace(out / "curves.tmp.png", out / "curves.png")

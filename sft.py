@@ -1,0 +1,346 @@
+"""The cold start: supervised fine-tuning, so that the model can write designs and play agents at all.
+
+    python sft.py                                              builds tiny/ from nothing: tokenizer, weights, cold start
+    python sft.py --model M --data FILE.jsonl --out DIR        fine-tunes M on collected samples
+    python sft.py --collect --tasks T --teacher M --out F      collects samples from a teacher, keeps what ended right
+
+The tiny model (about 1M parameters) sees designs and replies of deliberately mixed quality, made by a scripted teacher that
+errs: it can write every kind of design and play every agent, but badly. Reinforcement learning has room.
+The scripted teacher speaks through the real blocks of mas.py and the real messages of designer.py and executor.py, so the
+cold start can't drift from what the rollout shows. All its questions are from the training side of the split.
+
+Equation: minimise -mean log p(completion token | prompt, earlier tokens), over completion tokens only.
+Test: `pytest tests/test_sft.py`. Read next: train.py.
+"""
+import asyncio
+import json
+import math
+import pathlib
+import random
+import re
+import shutil
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+import cli
+import designer
+import mas
+import tasks
+from cli import log
+from executor import Budget, agent_messages, python_block, tool_messages
+from policy import HFEngine, Policy, Sample, Scorer, collate
+from rollout import Rollout
+from sandbox import Sandbox, SandboxError
+
+# ------------------------------------------------------------------------------- the scripted teacher of the tiny world
+
+# How likely the teacher picks a design for a question: it leans towards the right kind, weakly, as a real teacher would.
+DESIGNS = {
+    "compute": {"coder": 2.0, "coders": 1.0, "single": 1.0, "vote": 1.0, "relay": 1.0, "reflect": 1.0, "debate": 1.0},
+    "recall": {"single": 1.0, "vote": 1.5, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0, "relay": 1.0},
+    "relay": {"relay": 2.5, "single": 1.0, "vote": 1.0, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0},
+}
+RIGHT = 0.8  # how often the teacher gets one small thing right (a fact, a name, an expression)
+
+
+def _two_words(rng, text, known):
+    """The two words of `text` that are in `known`, each sometimes mistaken for another."""
+    words = [word for word in re.findall(r"\w+", text) if word in known][:2]
+    return [word if rng.random() < RIGHT else rng.choice(list(known)) for word in words]
+
+
+def _codes(rng, words):
+    return "".join(str(tasks.CODES[word] if rng.random() < RIGHT else rng.choice(list(tasks.CODES.values()))) for word in words)
+
+
+def _guess(rng, question):
+    """An answer without a tool: recalls codes (with errors); products and second-hand facts are beyond it."""
+    if question.family == "compute":
+        return str(rng.randint(200, 9999))
+    if question.family == "recall":
+        return _codes(rng, [word for word in re.findall(r"\w+", question.prompt) if word in tasks.CODES])
+    return _codes(rng, rng.sample(tasks.THINGS, 2))
+
+
+def _expression(rng, question):
+    expression = re.search(r"is (.*)\?", question.prompt)[1]
+    if rng.random() < RIGHT:
+        return expression
+    digits = [i for i, char in enumerate(expression) if char.isdigit()]
+    at = rng.choice(digits)
+    return expression[:at] + str(rng.randint(1, 9)) + expression[at + 1:]
+
+
+def teach(rng, question, ask, messages) -> str:
+    """What the scripted teacher says as the agent `ask` at this point of its conversation."""
+    text, instructions = ask["text"], ask["instructions"]
+    if "python" in ask["tools"]:
+        if len(messages) == 2:
+            return f"```python\nprint({_expression(rng, question)})\n```"
+        return f"\\boxed{{{re.search(r'Output: (.*)', messages[-1]['content'])[1]}}}"
+    if instructions.startswith("Check"):
+        right = tasks.grade_math(question.answer, text) > 0
+        return "APPROVED" if rng.random() < (RIGHT if right else 1 - RIGHT) else "It is wrong."
+    if instructions.startswith("Name"):  # the finder of a relay
+        if question.family == "relay":
+            return " and ".join(tasks.KEEPS[name] for name in _two_words(rng, text, tasks.KEEPS))
+        return _guess(rng, question)
+    if instructions.startswith("Give"):  # the reader of a relay: sees only what the finder named
+        words = _two_words(rng, text, tasks.CODES)
+        return f"\\boxed{{{_codes(rng, words) if len(words) == 2 else rng.randint(1000, 9999)}}}"
+    return f"\\boxed{{{_guess(rng, question)}}}"
+
+
+class _Submitted(Exception):
+    pass
+
+
+def play(rng, question, script, record) -> None:
+    """Run one of our own hand-written designs in this process, the teacher speaking; `record(messages, text)` every call."""
+    if "tools" in script and not question.tools:
+        return  # the sandboxed run refuses it before anyone speaks
+
+    def request(message):
+        if message["op"] == "submit":
+            raise _Submitted
+        replies = []
+        for ask in message["asks"]:
+            messages = agent_messages(ask["instructions"], ask["tools"], ask["text"])
+            text = teach(rng, question, ask, messages)
+            record(messages, text)
+            if (code := python_block(text)) is not None:
+                messages = messages + tool_messages(text, str(eval(code[6:-1], {})), last=False)  # our own expression
+                text = teach(rng, question, ask, messages)
+                record(messages, text)
+            replies.append({"id": 0, "text": text, "answer": tasks.final_answer(text)})
+        return {"replies": replies}
+
+    real, mas._request = mas._request, request
+    try:
+        exec(script, {name: getattr(mas, name) for name in mas.__all__} | {"question": question.prompt})
+    except _Submitted:
+        pass
+    finally:
+        mas._request = real
+
+
+def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
+    """At least `count` samples (role, messages, completion) of mixed quality, from training questions only."""
+    rng, found = random.Random(f"cold start {seed}"), []
+    questions = iter(())
+    while len(found) < count:
+        question = next(questions, None)
+        if question is None:
+            questions = iter(tasks.arithmetic("train", rng.randint(0, 1 << 30), 600))
+            continue
+        kinds, weights = zip(*DESIGNS[question.family].items())
+        script = designer.FIXED[rng.choices(kinds, weights)[0]]
+        found.append(("designer", designer.messages(question), script))
+        seen = set()
+        play(rng, question, designer.FIXED[rng.choice(kinds)], lambda messages, text: seen.add(
+            ("executor", tuple((m["role"], m["content"]) for m in messages), text)))
+        for role, messages, text in sorted(seen)[:3]:
+            found.append((role, [{"role": r, "content": c} for r, c in messages], text))
+    return found[:count]
+
+
+# ------------------------------------------------------------------------------------------------ the tiny model itself
+
+TEMPLATE = (  # of a system message, the first line alone: who speaks. The documented prompt is for models that can read it.
+    "{% for message in messages %}{% if message['role'] == 'system' %}<|system|>{{ message['content'].split('\\n')[0] }}"
+    "{% else %}<|{{ message['role'] }}|>{{ message['content'] }}{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def tiny_tokenizer(texts, size: int):
+    """A byte-level BPE trained on `texts`: any text can be written, the words of the tiny world are one token, digits are split."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE,
+                                   additional_special_tokens=SPECIAL[2:])
+
+
+def tiny_model(tokenizer):
+    """A Qwen3 of about 1M parameters, freshly initialised."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+
+def fine_tune(policy, samples: list[Sample], steps: int, batch: int, lr: float, seed: int, decay: float = 0.1):
+    """AdamW with a linear decay to `decay` x lr; the mean log-probability of completion tokens. Returns the losses."""
+    order, losses = random.Random(f"fine-tune {seed}"), []
+    scorer = Scorer(policy.model)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=lr, weight_decay=0.01)
+    policy.model.train()
+    bar = tqdm(range(steps), desc="fine-tune", mininterval=2)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 50) * (1 - (1 - decay) * step / steps)
+        chosen = [samples[order.randrange(len(samples))] for _ in range(batch)]
+        logprobs_K, _ = scorer(*collate(chosen, policy.pad_id, policy.device))
+        loss = -logprobs_K.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    policy.model.eval()
+    return losses
+
+
+# --------------------------------------------------------------------------------------------------------- the commands
+
+@dataclass(frozen=True)
+class Config:
+    model: str | None = None
+    """The model to fine-tune; without --model and --data the tiny model is built from nothing."""
+    data: str | None = None
+    """A JSONL file of samples, as --collect writes it."""
+    out: str = "tiny"
+    """Folder of the model, or file of the collected samples."""
+    collect: bool = False
+    """Collect samples from --teacher instead of training."""
+    teacher: str = "tiny"
+    """Folder or Hub id of the model that collects."""
+    tasks: str = "arithmetic"
+    """Sets to collect on: their training questions."""
+    questions: int = 100
+    """Questions to collect on."""
+    designs: int = 4
+    """Designs of a question."""
+    executions: int = 2
+    """Executions of a design."""
+    data_dir: str | None = None
+    """Folder with local files of the benchmarks."""
+    samples: int = 80_000
+    """Samples of the tiny model's cold start."""
+    steps: int = 2000
+    """Updates."""
+    batch: int = 64
+    """Samples of an update."""
+    lr: float = 2e-3
+    """Learning rate, decaying linearly to a tenth."""
+    design_tokens: int = 1024
+    """At most so many tokens of a design, when collecting."""
+    reply_tokens: int = 1024
+    """At most so many tokens of a reply, when collecting."""
+    max_length: int = 8192
+    """Longer samples are left out, and counted."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    threads: int = 2
+    """CPU threads of torch; another number rounds differently."""
+
+
+def encode(policy: Policy, rows, max_length: int) -> list[Sample]:
+    """(role, messages, completion) -> Sample, the completion ended by the end token."""
+    found = []
+    for role, messages, completion in rows:
+        ids = (*policy.tokenizer.encode(completion, add_special_tokens=False), policy.tokenizer.eos_token_id)
+        found.append(Sample(policy.render(messages), ids, (), 1.0, role))
+    kept = [sample for sample in found if len(sample) <= max_length]
+    if len(kept) < len(found):
+        log.info(f"{len(found) - len(kept)} of {len(found)} samples are longer than {max_length} tokens and left out")
+    return kept
+
+
+def read_samples(path: pathlib.Path):
+    """The rows of a collected file. Raises BadInput with the line that is wrong."""
+    rows = []
+    for number, row in enumerate(tasks.read_jsonl(path), 1):
+        if row.get("role") not in ("designer", "executor") or not isinstance(row.get("completion"), str) or not isinstance(row.get("messages"), list):
+            raise tasks.BadInput(f"{path}, row {number}: needs role (designer or executor), messages (a list) and completion (a text)")
+        rows.append((row["role"], row["messages"], row["completion"]))
+    return rows
+
+
+def build_tiny(config: Config, folder: pathlib.Path) -> Policy:
+    """The tiny model before its cold start, saved in `folder`, and loaded like any other."""
+    rows = cold_start(config.samples, config.seed)
+    texts = [m["content"].split("\n")[0] if m["role"] == "system" else m["content"] for _, messages, _ in rows[:20_000] for m in messages]
+    tokenizer = tiny_tokenizer(texts + [completion for _, _, completion in rows[:20_000]], 1024)
+    tiny_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    policy = Policy(str(folder))
+    return policy, encode(policy, rows, config.max_length)
+
+
+def train(config: Config) -> None:
+    """Fine-tune, or build the tiny model, and write the folder whole or not at all."""
+    out = pathlib.Path(config.out)
+    folder = out.with_name(out.name + ".new")
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(config.seed)
+    if config.data is None:
+        policy, samples = build_tiny(config, folder)
+    else:
+        rows = read_samples(pathlib.Path(config.data))
+        policy = Policy(cli.model_path(config.model or "tiny"), "cuda" if torch.cuda.is_available() else "cpu")
+        samples = encode(policy, rows, config.max_length)
+    if not samples:
+        raise tasks.BadInput(f"--data {config.data}: no sample is left")
+    losses = fine_tune(policy, samples, config.steps, config.batch, config.lr, config.seed)
+    if not math.isfinite(losses[-1]):
+        raise tasks.BadInput(f"--lr {config.lr}: the loss is not finite; nothing was written")
+    folder.mkdir(parents=True, exist_ok=True)
+    policy.save(folder)
+    if out.exists():
+        shutil.rmtree(out)
+    folder.rename(out)
+    log.info(f"{out}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {config.steps} steps on {len(samples)} samples")
+
+
+async def collect(config: Config, policy: Policy) -> list[dict]:
+    """Sample designs and executions from the teacher; keep the executions that ended right, and the designs that led there."""
+    questions = tasks.load(config.tasks, "train", config.seed, config.questions, config.data_dir)
+    async with Sandbox() as sandbox:
+        grow = Rollout(HFEngine(policy), policy, sandbox, Budget(reply_tokens=config.reply_tokens), config.design_tokens)
+        with tqdm(total=len(questions), desc="collect", disable=None) as bar:
+            trees = await grow(questions, config.designs, config.executions, (config.seed, "collect"), on_done=bar.update)
+    rows = {}
+    for tree in trees:
+        source = {"question": tree.question.id, "tasks": config.tasks, "teacher": config.teacher, "seed": config.seed}
+        for design, execution, reward in tree.flat():
+            if reward == 1.0:
+                designed = ("designer", designer.messages(tree.question), policy.text(design.completion_ids))
+                for role, messages, completion in (designed, *(("executor", list(c.messages), c.text) for c in execution.calls)):
+                    row = {"role": role, "messages": messages, "completion": completion, **source}
+                    rows[json.dumps(row)] = row  # each text once
+    return list(rows.values())
+
+
+def main(argv) -> None:
+    config = cli.flags(Config, argv, "The cold start: build the tiny model, fine-tune on samples, or collect samples from a teacher.")
+    for flag in ("questions", "designs", "executions", "samples", "steps", "batch", "max_length"):
+        if getattr(config, flag) < 1:
+            raise tasks.BadInput(f"--{flag.replace('_', '-')} {getattr(config, flag)}: must be at least 1")
+    if config.model and not config.data:
+        raise tasks.BadInput("--model without --data: give the samples to fine-tune on")
+    torch.set_num_threads(config.threads)
+    if not config.collect:
+        return train(config)
+    if config.out == "tiny":
+        raise tasks.BadInput("--collect needs --out FILE.jsonl")
+    policy = Policy(cli.model_path(config.teacher), "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        rows = asyncio.run(collect(config, policy))
+    except SandboxError as error:
+        raise tasks.BadInput(str(error)) from None
+    cli.atomic_write(pathlib.Path(config.out), "".join(json.dumps(row) + "\n" for row in rows))
+    log.info(f"{config.out}: {len(rows)} samples of {config.questions} questions")
+
+
+if __name__ == "__main__":
+    cli.command(main)

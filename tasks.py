@@ -1,0 +1,396 @@
+"""Tasks: a question and how its answer is graded.
+
+    questions = load("arithmetic", split="train", seed=0, size=300)
+    reward = grade(questions[0], r"... so the answer is \\boxed{42}.")
+
+The default set, `arithmetic`, is a small closed world made from a seed: three families of questions such that no single
+design can serve them all, by their nature (see the section below). `rg:NAME[,NAME]` opens any reasoning-gym generator with
+its own scorer, a path opens a JSONL file, and `gsm8k`, `math500`, `aime24`, `aime25` come from `--data-dir` or the Hub.
+
+Grading math (ours, around math-verify): the last \\boxed by brace matching, never a number in prose; integers exactly; else
+math-verify with both sides boxed, in a worker process that can be killed. Traps avoided: boxed answers are not
+de-duplicated ("42, 17, 42" is 42), no numeric tolerance (703 is not 700), no "answer is 0..999" hint in any prompt.
+Test: `pytest tests/test_tasks.py`. Read next: mas.py.
+"""
+import atexit
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import random
+import re
+import select
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+
+
+class BadInput(ValueError):
+    """Something that the user gave is wrong: shown as one line, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question. `answer` (the gold) stays in the parent process: no prompt and no sandbox ever sees it."""
+    id: str
+    prompt: str
+    answer: str
+    kind: str = "math"  # "math", or "rg" with the generator's own scorer
+    family: str = ""
+    tools: tuple[str, ...] = ("python",)  # what its agents may use; () is a closed-book question
+    entry: dict | None = field(default=None, repr=False)  # reasoning-gym's own row
+
+
+# ------------------------------------------------------------------------------------------- the default set: arithmetic
+# compute  a product of two-digit numbers plus or minus a third: a small network cannot, Python can.
+# recall   two facts that only the weights hold, closed book: an agent with a tool is refused; several tries and a vote help.
+# relay    who keeps what (one fact), then its code (another): one agent must find the things, a second must read their codes.
+#          The first reply is all that the second sees. Closed book, too.
+
+THINGS = ("river", "oak", "stone", "cloud", "lamp", "bread", "horse", "glass", "chair", "flute", "wheel", "rope",
+          "spoon", "apple", "boat", "tower", "knife", "coin", "drum", "plum")
+KEEPERS = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jill", "Kai", "Lea",
+           "Max", "Nora", "Otto", "Pia", "Quinn", "Rosa", "Sam", "Tess")
+CODES = dict(zip(THINGS, random.Random("codes").sample(range(10, 100), len(THINGS))))
+KEEPS = dict(zip(KEEPERS, random.Random("keeps").sample(THINGS, len(KEEPERS))))
+
+
+def _compute(rng):
+    a, b, c = rng.randint(12, 99), rng.randint(12, 99), rng.randint(100, 999)
+    text, value = rng.choice([(f"{a} * {b} + {c}", a * b + c), (f"{c} + {a} * {b}", a * b + c), (f"{a} * {b} - {c}", a * b - c)])
+    return f"What is {text}?", value
+
+
+def _recall(rng):
+    x, y = rng.sample(THINGS, 2)
+    return f"Which number do the codes of {x} and {y} make?", f"{CODES[x]}{CODES[y]}"
+
+
+def _relay(rng):
+    x, y = rng.sample(KEEPERS, 2)
+    return f"Which number do the codes of what {x} and {y} keep make?", f"{CODES[KEEPS[x]]}{CODES[KEEPS[y]]}"
+
+
+FAMILIES = {"compute": (_compute, ("python",)), "recall": (_recall, ()), "relay": (_relay, ())}
+
+
+def held_out(prompt: str) -> bool:
+    """Which side of the split a question is on, by its text alone: a question can never be on both sides.
+
+    >>> held_out("What is 12 * 13 + 100?") == held_out("What is 12 * 13 + 100?")
+    True
+    """
+    return hashlib.sha256(prompt.encode()).digest()[0] % 4 == 0
+
+
+def arithmetic(split: str, seed: int, size: int) -> list[Question]:
+    """`size` different questions, the families in turn. split: "train" or "heldout"."""
+    rng, seen, questions = random.Random(f"arithmetic {split} {seed}"), set(), []
+    for family in itertools.islice(itertools.cycle(FAMILIES), size):
+        make, tools = FAMILIES[family]
+        for _ in range(10_000):
+            prompt, answer = make(rng)
+            if prompt not in seen and held_out(prompt) == (split == "heldout"):
+                break
+        else:  # a family is used up: stop here, so that the families stay balanced
+            break
+        seen.add(prompt)
+        questions.append(Question(f"{family}-{len(questions)}", prompt, str(answer), "math", family, tools))
+    return questions
+
+
+# ---------------------------------------------------------------------------------------------------------- other sets
+
+HUB = {  # name: (repository, configuration, split, local file)
+    "gsm8k": ("openai/gsm8k", "main", "test", "gsm8k_test.jsonl"),
+    "math500": ("HuggingFaceH4/MATH-500", "default", "test", "math500.jsonl"),
+    "aime24": ("HuggingFaceH4/aime_2024", "default", "train", "aime24.jsonl"),
+    "aime25": ("math-ai/aime25", "default", "test", "aime25.jsonl"),
+}
+NAMES = ("arithmetic", *HUB)
+
+
+def load(spec: str, split: str = "heldout", seed: int = 0, size: int = 1000, data_dir: str | None = None) -> list[Question]:
+    """The questions of `spec`: names or paths, comma-separated, each with an optional weight (`gsm8k:0.7,arithmetic:0.3`).
+
+    split: "train" or "heldout" (disjoint by the text of the question), or "all" (benchmarks as they are).
+    size: at most so many questions. The same arguments give the same questions. Raises BadInput.
+    """
+    parts = parse_spec(spec)
+    total = sum(weight for _, weight in parts)
+    questions = []
+    for name, weight in parts:
+        share = max(1, round(size * weight / total))
+        found = _load_one(name, split, seed, share, data_dir)
+        if not found:
+            raise BadInput(f"--tasks {name}: no question is left in split {split!r}")
+        questions.append(found[:share])
+    return _interleave(questions)
+
+
+def parse_spec(spec: str) -> list[tuple[str, float]]:
+    """
+    >>> parse_spec("rg:gcd,leg_counting,gsm8k:0.5")
+    [('rg:gcd', 1.0), ('rg:leg_counting', 1.0), ('gsm8k', 0.5)]
+    """
+    parts, generator = [], False
+    for item in filter(None, (part.strip() for part in spec.split(","))):
+        name, weight = item, 1.0
+        if match := re.fullmatch(r"(.+):([0-9.]+)", item):
+            name = match[1]
+            try:
+                weight = float(match[2])
+            except ValueError:
+                weight = 0.0
+            if not weight > 0:
+                raise BadInput(f"--tasks {item}: the weight must be a positive number")
+        known = name in NAMES or name.endswith(".jsonl") or os.sep in name
+        generator = name.startswith("rg:") or (generator and not known)  # rg:a,b is rg:a,rg:b
+        parts.append((name if known or name.startswith("rg:") or not generator else "rg:" + name, weight))
+    if not parts:
+        raise BadInput("--tasks is empty: name a set, for instance arithmetic")
+    return parts
+
+
+def _load_one(name, split, seed, size, data_dir):
+    if name == "arithmetic":
+        return arithmetic("train" if split == "train" else "heldout", seed, size)
+    if name.startswith("rg:"):
+        return _reasoning_gym(name[3:], split, seed, size)
+    if name in HUB:
+        rows = read_jsonl(pathlib.Path(data_dir) / HUB[name][3]) if data_dir else _from_hub(name)
+    elif os.path.exists(name) or name.endswith(".jsonl") or os.sep in name:
+        rows = read_jsonl(pathlib.Path(name))
+    else:
+        raise BadInput(f"--tasks {name}: unknown; one of {', '.join(NAMES)}, rg:GENERATOR, or a path to a .jsonl file")
+    questions = [_from_row(row, f"{name}:{number}", name) for number, row in enumerate(rows, 1)]
+    unique = list({question.prompt: question for question in questions}.values())
+    if split != "all":
+        unique = [question for question in unique if held_out(question.prompt) == (split == "heldout")]
+    return random.Random(f"{name} {seed}").sample(unique, min(size, len(unique)))
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict]:
+    """The rows of a JSONL file. Raises BadInput with the file and the line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error.strerror if isinstance(error, OSError) else 'not a UTF-8 text file'}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}, line {number}: a row must be a JSON object")
+        rows.append(row)
+    if not rows:
+        raise BadInput(f"{path}: the file has no rows")
+    return rows
+
+
+def _from_row(row, where, family):
+    prompt = next((row[key] for key in ("question", "problem", "prompt") if row.get(key)), None)
+    answer = next((row[key] for key in ("final_answer", "answer", "solution") if row.get(key) is not None), None)
+    if not isinstance(prompt, str) or answer is None:
+        missing = "question (or problem, prompt)" if not isinstance(prompt, str) else "answer (or final_answer)"
+        raise BadInput(f"{where}: no column {missing}; the row has {', '.join(sorted(row)) or 'none'}")
+    if isinstance(answer, list):
+        answer = ",".join(map(str, answer))
+    answer = str(answer).split("####")[-1].strip()  # GSM8K keeps the answer behind ####
+    family = pathlib.Path(family).stem if family.endswith(".jsonl") else family
+    return Question(str(row.get("id", where.rsplit(":", 1)[1])), prompt, answer, "math", family)
+
+
+def _from_hub(name):
+    try:
+        import datasets
+    except ImportError:
+        raise BadInput(f"--tasks {name}: pip install datasets to read it from the Hub, or give --data-dir with {HUB[name][3]}") from None
+    repository, configuration, split, _ = HUB[name]
+    try:
+        return list(datasets.load_dataset(repository, configuration, split=split))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"--tasks {name}: {repository} cannot be read ({str(error)[:120]}); give --data-dir with {HUB[name][3]}") from None
+
+
+def _reasoning_gym(name, split, seed, size):
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+    if name not in DATASETS:
+        raise BadInput(f"--tasks rg:{name}: reasoning-gym has no generator of that name")
+    questions, wanted = {}, split != "train"
+    for entry in reasoning_gym.create_dataset(name, seed=seed, size=min(20 * size, 20_000)):
+        if held_out(entry["question"]) == wanted and entry["question"] not in questions:
+            questions[entry["question"]] = Question(f"{name}-{len(questions)}", entry["question"], str(entry["answer"]), "rg",
+                                                    f"rg:{name}", entry=entry | {"generator": name})
+        if len(questions) == size:
+            break
+    return list(questions.values())
+
+
+def _interleave(lists):
+    """Merge so that every stretch holds the lists in proportion to their lengths."""
+    places = sorted(((i + 0.5) / len(part), number, i) for number, part in enumerate(lists) for i in range(len(part)))
+    return [lists[number][i] for _, number, i in places]
+
+
+# ------------------------------------------------------------------------------------------------------------- grading
+
+def grade(question: Question, text: str) -> float:
+    """The reward of an answer, 0.0 to 1.0, by the rule of the question's kind."""
+    if question.kind == "rg":
+        return _grade_rg(question, text)
+    return grade_math(question.answer, text)
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{} or \\fbox{}, by brace matching; None if there is none or it is not closed.
+
+    >>> last_boxed(r"\\boxed{42}, then \\boxed{17}, then \\boxed{\\frac{4}{2}}")
+    '\\\\frac{4}{2}'
+    """
+    start = None
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
+        start = match
+    if start is None:
+        return None
+    depth = 1
+    for position in range(start.end(), len(text)):
+        if text[position] in "{}" and text[position - 1] != "\\":
+            depth += 1 if text[position] == "{" else -1
+            if depth == 0:
+                return text[start.end():position].strip() or None
+    return None
+
+
+def final_answer(text: str) -> str | None:
+    """The answer that a reply commits to: its last box, else its last line that starts with "Answer:"."""
+    if re.search(r"\\(?:boxed|fbox)\s*\{", text):
+        return last_boxed(text)
+    lines = re.findall(r"^\s*\**answer:?\**:?[ \t]+(.+?)\**\s*$", text, re.IGNORECASE | re.MULTILINE)
+    return lines[-1].strip() or None if lines else None
+
+
+def canonical_integer(text: str) -> str | None:
+    """The integer that a LaTeX text writes, as plain digits; None if it is not one.
+
+    >>> canonical_integer(r"32,\\!349"), canonical_integer("073"), canonical_integer(r"125\\text{ miles}"), canonical_integer("1,2")
+    ('32349', '73', '125', None)
+    """
+    text = re.sub(r"\\(?:text|mbox|textnormal|mathrm)\{[^{}]*\}(\^\{?\d\}?)?\s*$", "", text.strip().strip("$").strip())
+    text = text.replace("\\!", "").replace("\\$", "").replace("{,}", ",").strip()
+    text = re.sub(r"\^\{?\\circ\}?$|\.0*$", "", text)
+    if not re.fullmatch(r"[+-]?(\d+|\d{1,3}(,\d{3})+)", text):
+        return None
+    digits = text.replace(",", "").lstrip("+-").lstrip("0") or "0"
+    return ("-" if text[0] == "-" and digits != "0" else "") + digits
+
+
+def grade_math(gold: str, text: str) -> float:
+    """1.0 if the answer that `text` commits to equals `gold`, else 0.0. Never raises on any text; at most 10 s.
+
+    >>> grade_math("700", r"\\boxed{703}"), grade_math("42", r"\\boxed{42}, 17, \\boxed{42}")
+    (0.0, 1.0)
+    """
+    answer = final_answer(text)
+    if answer is None:
+        return 0.0
+    gold, percent = gold.strip(), "%" in gold
+    if percent:  # 28 and 28% are the same only where the gold is a percentage
+        gold, answer = (re.sub(r"\\?%", "", side) for side in (gold, answer))
+    number = canonical_integer(gold)
+    if number is not None:
+        if (said := canonical_integer(answer)) is not None:
+            return float(said == number)
+        if "%" in answer:
+            return 0.0
+    if len(answer) > 2000:
+        return 0.0
+    return float(_WORKER.check(_plain(gold), _plain(answer)))
+
+
+def _plain(latex):
+    return re.sub(r"\\(?:mathrm|text)\{\s*e\s*\}", "e", latex).replace("\\fbox", "\\boxed")
+
+
+def _grade_rg(question, text):
+    import reasoning_gym
+    answer = final_answer(text)
+    if answer is None:
+        return 0.0
+    entry = {key: value for key, value in question.entry.items() if key != "generator"}
+    return float(reasoning_gym.get_score_answer_fn(question.entry["generator"])(answer, entry))
+
+
+class MathWorker:
+    """One child process that runs math-verify. Some answers (9^{9^{9}}) freeze Python inside one big-integer operation,
+    where no alarm and no thread can reach: so the check runs elsewhere and is killed after `seconds`."""
+
+    def __init__(self, seconds: float = 8.0):
+        self.seconds, self.process, self.lock = seconds, None, threading.Lock()
+
+    def check(self, gold: str, answer: str) -> bool:
+        with self.lock:
+            if self.process is None or self.process.poll() is not None:
+                self.process = subprocess.Popen([sys.executable, __file__, "--math-worker"], stdin=subprocess.PIPE,
+                                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+                self._ask(None, 60.0)  # the import of sympy is not part of the check
+            return self._ask([gold, answer], self.seconds) is True
+
+    def _ask(self, question, seconds):
+        try:
+            self.process.stdin.write(json.dumps(question).encode() + b"\n")
+            self.process.stdin.flush()
+            if select.select([self.process.stdout], [], [], seconds)[0]:
+                return json.loads(self.process.stdout.readline() or b"null")
+        except BrokenPipeError:
+            pass
+        self.close()  # too slow, or dead: the next check gets a fresh one
+        return None
+
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+_WORKER = MathWorker()
+atexit.register(_WORKER.close)
+
+
+def _math_worker():
+    import logging
+    import resource
+
+    import sympy
+    from math_verify import parse, verify
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+    def check(gold, answer):
+        gold, answer = parse("\\boxed{" + gold + "}"), parse("\\boxed{" + answer + "}")
+        if not verify(gold, answer):  # gold first: verify is not symmetric
+            return False
+        numbers = [side[0] for side in (gold, answer) if side and isinstance(side[0], sympy.Expr) and side[0].is_number]
+        if len(numbers) == 2 and abs(numbers[0].evalf()) < 1e-8:  # verify takes 1/2004! and 1/2006! for the same nothing
+            return bool(abs((numbers[0] - numbers[1]) / numbers[0]).evalf(30) < 1e-6) if numbers[0] != 0 else numbers[1] == 0
+        return True
+
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            result = question is not None and bool(check(*question))
+        except Exception:  # the boundary: whatever sympy does with a model's text, the text is then not the answer
+            result = False
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--math-worker"]:
+    _math_worker()

@@ -1,0 +1,400 @@
+"""MetaAgent-X: train one model as the designer and the executor of multi-agent systems, from the outcome alone.
+
+    python train.py                                   the tiny model, minutes on two CPU cores
+    torchrun --nproc_per_node 8 train.py ...          the same on every GPU of a machine
+
+One step, in `train`:
+    roles   = trained_roles(step)                     whose stage it is                                     credit.py
+    trees   = await grow(questions, M, N)             Q x M designs x N executions, all concurrent          rollout.py
+    A_D, A_E = designer_advantages(R), executor_advantages(R)                                               credit.py
+    batch   = samples(trees, A_D, A_E, roles)         token ids, log-probabilities, advantages              rollout.py
+    update(batch)                                     one clipped policy-gradient step of the shared model  credit.py
+    engine.sync()                                     the new weights sample the next step                  policy.py
+
+Deviations from the paper, each with its flag: (1) --phase-steps 10 with the tiny preset (the paper: 30), as its runs are
+short; (2) --lr; (3) --clip-high may differ from --clip-low; (4) --kl and --dual-clip exist and are off, as in the paper.
+Traps avoided: everything is seeded, and the held-out questions are the same at every evaluation; a step with nothing to
+learn from, or a rank without samples, still takes part in the collectives and can't hang the others.
+Test: `pytest tests/test_train.py`. Read next: eval.py.
+"""
+import asyncio
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import cli
+import credit
+import runs
+import tasks
+from cli import log
+from designer import FIXED
+from executor import Budget
+from policy import HFEngine, Policy, Sample, Scorer, collate, micro_batches
+from rollout import Rollout, samples, stack
+from sandbox import Sandbox, SandboxError
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = "tiny"
+    """A folder in Hugging Face format, or a Hub id; tiny comes with this repository."""
+    tasks: str = "arithmetic"
+    """Sets to train on: names, rg:GENERATOR or paths, with optional weights (polaris:0.5,apps:0.5)."""
+    preset: Literal["tiny"] = "tiny"
+    """Defaults for all that follows."""
+    steps: int = 90
+    """Updates, all in all."""
+    questions: int = 8
+    """Q: questions of a step, over all ranks."""
+    designs: int = 4
+    """M: designs of a question."""
+    executions: int = 4
+    """N: executions of a design."""
+    stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
+    """Which roles learn: in turn, both at once, or one alone."""
+    phase_steps: int = 10
+    """K: steps of a stagewise phase."""
+    first: Literal["executor", "designer"] = "executor"
+    """The role of the first phase."""
+    executor_group: Literal["question", "design"] = "question"
+    """The group within which executions are compared."""
+    norm: Literal["std", "none"] = "std"
+    """Divide advantages by the group's standard deviation, or not."""
+    lr: float = 5e-4
+    """Learning rate of AdamW, constant."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip_low: float = 0.2
+    """The ratio is clipped at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped at 1 + clip_high."""
+    dual_clip: float | None = None
+    """Bound the loss of negative advantages at so many times the advantage."""
+    kl: float = 0.0
+    """Weight of the KL term to the starting model."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    design_tokens: int = 96
+    """At most so many tokens of a design."""
+    reply_tokens: int = 48
+    """At most so many tokens of a reply."""
+    max_calls: int = 8
+    """At most so many model calls of one execution."""
+    batch_tokens: int = 4096
+    """Padded tokens of a micro-batch."""
+    engine: Literal["hf"] = "hf"
+    """What samples."""
+    sandbox: Literal["auto", "landlock", "seccomp", "none"] = "auto"
+    """Isolation of scripts and tools; auto takes the best that works and refuses to start without one."""
+    data_dir: str | None = None
+    """Folder with local files of the benchmarks."""
+    train_size: int = 3000
+    """At most so many training questions."""
+    eval_size: int = 90
+    """Held-out questions of an evaluation."""
+    eval_every: int = 0
+    """Also evaluate every so many steps (0: before the first and after the last only)."""
+    save_every: int = 30
+    """Save a checkpoint every so many steps, and at the end."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    threads: int = 0
+    """CPU threads of torch per rank; 0 divides the cores among the ranks."""
+    out: str | None = None
+    """Folder of the run; default runs/DATE-TIME."""
+    resume: bool = False
+    """Go on from the checkpoint in --out, with the flags that it was started with."""
+
+
+def check(config: Config, world: int) -> None:
+    """Refuse what can't work, before anything is loaded. Raises BadInput."""
+    for name in ("steps", "questions", "designs", "executions", "phase_steps", "design_tokens", "reply_tokens", "max_calls",
+                 "batch_tokens", "train_size", "eval_size"):
+        if getattr(config, name) < 1:
+            raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    for name in ("eval_every", "save_every", "threads", "kl", "weight_decay"):
+        if not getattr(config, name) >= 0:
+            raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
+    for name in ("lr", "grad_clip", "clip_low", "clip_high"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be a positive number")
+    if config.questions % world:
+        raise tasks.BadInput(f"--questions {config.questions} does not divide by the {world} ranks; try {-(-config.questions // world) * world}")
+
+
+# ------------------------------------------------------------------------------------------------------------ the update
+
+def all_reduce(value: float, op=dist.ReduceOp.SUM if dist.is_available() else None) -> float:
+    """A number summed (or maxed) over the ranks; itself where there is one."""
+    if not dist.is_initialized():
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(tensor, op)
+    return tensor.item()
+
+
+class Learner:
+    """The shared model, its optimiser, and one clipped policy-gradient update of it."""
+
+    def __init__(self, policy: Policy, config: Config):
+        self.policy, self.config = policy, config
+        self.scorer = Scorer(policy.model)
+        self.module = DistributedDataParallel(self.scorer) if dist.is_initialized() else self.scorer
+        self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.reference = Scorer(Policy(cli.model_path(config.model), str(policy.device)).model) if config.kl else None
+        self.bad_steps = 0
+
+    def update(self, batch: list[Sample]) -> dict:
+        """Token mean over the global batch: the count is summed over ranks, and every micro-batch is weighed by it.
+
+        Samples with an advantage of exactly 0 count as tokens but need no forward pass (unless there is a KL term).
+        Every rank runs the same number of micro-batches, empty ones if need be: DDP waits for all.
+        """
+        tokens = all_reduce(sum(len(sample.completion_ids) for sample in batch))
+        useful = [sample for sample in batch if sample.advantage != 0 or self.config.kl]
+        batches = micro_batches(useful, self.config.batch_tokens)
+        count = int(all_reduce(len(batches), dist.ReduceOp.MAX))
+        totals = Counter(loss=0.0, ratio=0.0, clip_frac=0.0, approx_kl=0.0, entropy=0.0)
+        trained = all_reduce(sum(len(sample.completion_ids) for sample in useful))
+        if count == 0:  # nothing to learn from, on any rank
+            return {name: 0.0 for name in totals} | {"grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
+        empty = [Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor")]
+        for number in range(count):
+            last = number == count - 1
+            with contextlib.nullcontext() if last or not dist.is_initialized() else self.module.no_sync():
+                self.backward(batches[number] if number < len(batches) else empty, tokens, totals, number < len(batches))
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip).item()
+        self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
+        if math.isfinite(norm):
+            self.optimizer.step()
+        elif self.bad_steps == 3:
+            raise FloatingPointError("the gradient was not finite in three steps in a row")
+        self.optimizer.zero_grad(set_to_none=True)
+        means = {name: all_reduce(value) / max(trained, 1) for name, value in totals.items() if name != "loss"}
+        return means | {"loss": all_reduce(totals["loss"]) / tokens, "grad_norm": norm, "trained_tokens": int(trained),
+                        "skipped": int(not math.isfinite(norm))}
+
+    def backward(self, batch, tokens, totals, counts) -> None:
+        """Forward and backward of one micro-batch; statistics are added to `totals`."""
+        inputs = collate(batch, self.policy.pad_id, self.policy.device)
+        old_K = torch.tensor([p for sample in batch for p in sample.old_logprobs], device=self.policy.device)
+        advantages_K = torch.tensor([sample.advantage for sample in batch for _ in sample.completion_ids], device=self.policy.device)
+        logprobs_K, entropy_K = self.module(*inputs)
+        reference_K = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_K, _ = self.reference(*inputs)
+        loss_K, statistics = credit.policy_loss(logprobs_K, old_K, advantages_K, self.config.clip_low, self.config.clip_high,
+                                                self.config.dual_clip, reference_K, self.config.kl)
+        loss = loss_K.sum() if counts else 0.0 * logprobs_K.sum()
+        (loss * (world_size() / tokens)).backward()  # DDP averages over ranks: times their number, it sums
+        if counts:
+            totals.update({"loss": loss.item(), "entropy": entropy_K.sum().item(), **{k: v.item() for k, v in statistics.items()}})
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# -------------------------------------------------------------------------------------------------------------- the loop
+
+class Trainer:
+    """Everything that a run holds, and its loop."""
+
+    def __init__(self, config: Config, out: pathlib.Path, rank: int, device: str):
+        self.config, self.out, self.rank = config, out, rank
+        self.pool = tasks.load(config.tasks, "train", config.seed, config.train_size, config.data_dir)
+        self.held_out = tasks.load(config.tasks, "heldout", config.seed, config.eval_size, config.data_dir)
+        if len(self.pool) < config.questions:
+            raise tasks.BadInput(f"--tasks {config.tasks}: {len(self.pool)} training questions, fewer than --questions {config.questions}")
+        folder = runs.find(out) if config.resume else None
+        self.policy = Policy(str(folder) if folder else cli.model_path(config.model), device)
+        self.learner = Learner(self.policy, config)
+        self.engine = HFEngine(self.policy)
+        self.step = runs.restore(folder, self.learner.optimizer) if folder else 0
+        self.records = runs.Records(out, self.step) if rank == 0 else None
+
+    def batch_of(self, step: int) -> list[tasks.Question]:
+        """This rank's questions of a step. The order of every pass through the pool is drawn from the seed alone."""
+        Q, picked = self.config.questions, []
+        for index in range(step * Q, (step + 1) * Q):
+            epoch, place = divmod(index, len(self.pool))
+            if not picked or place == 0:
+                order = random.Random(f"epoch {self.config.seed} {epoch}").sample(range(len(self.pool)), len(self.pool))
+            picked.append(self.pool[order[place]])
+        return picked[self.rank::world_size()]
+
+    async def train(self, sandbox) -> None:
+        """The loop: from the checkpoint's step, or 0, to config.steps."""
+        config = self.config
+        grow = Rollout(self.engine, self.policy, sandbox, Budget(calls=config.max_calls, reply_tokens=config.reply_tokens), config.design_tokens)
+        before = await self.evaluate(grow, fixed=True) if self.step == 0 else {}
+        bar = tqdm(range(self.step, config.steps), desc="train", disable=True if self.rank else None, mininterval=1)
+        for step in bar:
+            clock = Clock(self.engine)
+            roles = credit.trained_roles(step, config.stage, config.phase_steps, config.first)
+            trees = await grow(self.batch_of(step), config.designs, config.executions, (config.seed, step))
+            clock.lap("rollout")
+            rewards, valid = stack(trees)
+            designer_Q_M = credit.designer_advantages(rewards, valid, config.norm)
+            executor_Q_M_N = credit.executor_advantages(rewards, valid, config.executor_group, config.norm)
+            update = self.learner.update(samples(trees, designer_Q_M, executor_Q_M_N, roles))
+            self.engine.sync()
+            clock.lap("update")
+            self.step = step + 1
+            row = {"step": step, "trained_roles": sorted(roles), **runs.measure(gather(runs.facts(trees))), **update, **clock.row()}
+            row |= before if step == 0 else {}
+            if self.step == config.steps or config.eval_every and self.step % config.eval_every == 0:
+                row |= {"eval_before": row["eval_accuracy"]} if step == 0 else {}
+                row |= await self.evaluate(grow, fixed=self.step == config.steps)
+            if self.rank == 0:
+                self.records.write("metrics", row)
+                self.records.write("episodes", runs.episode(step, trees[0], designer_Q_M[0], executor_Q_M_N[0], self.policy.text))
+            bar.set_postfix(designer=f"{row['designer_reward']:.2f}", executor=f"{row['executor_reward']:.2f}", learns="+".join(sorted(roles)))
+            if self.step == config.steps or config.save_every and self.step % config.save_every == 0:
+                self.save()
+
+    async def evaluate(self, grow, fixed: bool) -> dict:
+        """The held-out questions, the same every time, each answered once; with `fixed`, by every hand-written design too."""
+        mine, seed = self.held_out[self.rank::world_size()], (self.config.seed, "held-out")
+        rows = gather(runs.facts(await grow(mine, 1, 1, seed)))
+        found = {"eval_accuracy": runs.mean(row["reward"] for row in rows), "eval_valid_designs": runs.mean(row["runs"] for row in rows),
+                 "eval_families": {}}
+        for family in sorted({row["family"] for row in rows}):
+            part = [row for row in rows if row["family"] == family]
+            found["eval_families"][family] = {"accuracy": runs.mean(row["reward"] for row in part),
+                                              "designs": dict(Counter(row["structure"] for row in part).most_common())}
+        if fixed:
+            found["eval_fixed"] = {name: runs.mean(row["reward"] for row in gather(runs.facts(await grow(mine, 1, 1, seed, script))))
+                                   for name, script in FIXED.items()}
+        return found
+
+    def save(self) -> None:
+        if self.rank == 0:
+            runs.save(self.out, self.policy, self.learner.optimizer, self.step, self.config)
+            runs.draw(self.out)
+
+
+class Clock:
+    """Where a step's time goes: seconds of the rollout, of that in the engine, and of the update; and the tokens sampled."""
+
+    def __init__(self, engine):
+        self.engine, self.started, self.laps = engine, time.monotonic(), {}
+        self.tokens, self.sampling = engine.tokens, engine.seconds
+
+    def lap(self, name):
+        self.laps[f"seconds_{name}"] = time.monotonic() - self.started - sum(self.laps.values())
+
+    def row(self) -> dict:
+        return {"seconds": time.monotonic() - self.started, **self.laps, "seconds_sampling": self.engine.seconds - self.sampling,
+                "tokens": int(all_reduce(self.engine.tokens - self.tokens))}
+
+
+def gather(rows: list[dict]) -> list[dict]:
+    """The rows of all ranks."""
+    if not dist.is_initialized():
+        return rows
+    parts = [None] * world_size()
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+# ----------------------------------------------------------------------------------------------------------------- start
+
+def resolve(argv, rank: int) -> Config:
+    """The flags; a resumed run starts from those that it was started with. Raises BadInput."""
+    config = cli.flags(Config, argv, "Train one model as the designer and the executor of multi-agent systems.")
+    if not config.resume:
+        return config
+    if config.out is None:
+        raise tasks.BadInput("--resume needs --out, the folder of the run to go on with")
+    saved = Config(**runs.read(runs.find(pathlib.Path(config.out)))["config"])
+    config = cli.flags(Config, argv, "", default=saved)
+    free = {"steps", "eval_every", "save_every", "threads", "out", "resume", "data_dir"}
+    changed = [field.name for field in dataclasses.fields(Config)
+               if field.name not in free and getattr(config, field.name) != getattr(saved, field.name)]
+    if changed:
+        raise tasks.BadInput(f"--resume: {', '.join('--' + name.replace('_', '-') for name in changed)} can't change within a run")
+    return config
+
+
+def open_folder(config: Config, rank: int) -> pathlib.Path:
+    """The run's folder; a new run never writes over an old one."""
+    out = pathlib.Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+    if rank == 0 and not config.resume and (out / "metrics.jsonl").exists():
+        raise tasks.BadInput(f"--out {out}: holds a run already; add --resume to go on with it, or name another folder")
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        cli.atomic_write(out / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    return out
+
+
+async def run(trainer: Trainer) -> None:
+    """Train; on Ctrl-C or SIGTERM save what is done and say how to go on."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    try:
+        async with Sandbox(trainer.config.sandbox) as sandbox:
+            if trainer.rank == 0:
+                log.info(f"{trainer.out}: sandbox {sandbox.level}, {world_size()} rank(s) on {trainer.policy.device}, "
+                         f"{sum(p.numel() for p in trainer.policy.model.parameters()) / 1e6:.2f}M parameters, "
+                         f"{len(trainer.pool)} training and {len(trainer.held_out)} held-out questions")
+            await trainer.train(sandbox)
+    except asyncio.CancelledError:
+        trainer.save()
+        if trainer.rank == 0:
+            log.info(f"stopped after {trainer.step} steps; go on with: python train.py --out {trainer.out} --resume")
+        raise
+
+
+def report(out: pathlib.Path) -> None:
+    """The last lines of a run: held-out accuracy before and after, and what each role became."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    first, last = rows[0], rows[-1]
+    if "eval_fixed" not in last:
+        return
+    log.info("held-out accuracy by fixed design: " + ", ".join(f"{name} {score:.2f}" for name, score in last["eval_fixed"].items()))
+    for family, part in last["eval_families"].items():
+        log.info(f"designs for {family}: " + ", ".join(f"{kind} {count}" for kind, count in part["designs"].items()) + f"; accuracy {part['accuracy']:.2f}")
+    log.info(f"held-out accuracy before {first.get('eval_before', first['eval_accuracy']):.3f}, after {last['eval_accuracy']:.3f}   ({out})")
+
+
+def main(argv) -> None:
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    config = resolve(argv, rank)
+    check(config, world)
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    cuda = torch.cuda.is_available()
+    if world > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    out = open_folder(config, rank)
+    torch.manual_seed(config.seed)
+    trainer = Trainer(config, out, rank, f"cuda:{local}" if cuda else "cpu")
+    try:
+        asyncio.run(run(trainer))
+    except SandboxError as error:
+        raise tasks.BadInput(str(error)) from None
+    finally:
+        if rank == 0:
+            trainer.records.close()
+        if world > 1:
+            dist.destroy_process_group()
+    if rank == 0:
+        report(out)
+
+
+if __name__ == "__main__":
+    cli.command(main)
