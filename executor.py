@@ -121,11 +121,14 @@ class _Run:
         try:
             limits = Limits(wall=self.budget.script_seconds, cpu=self.budget.script_seconds)
             session = await self.executor.sandbox.talk(script, {"question": self.question.prompt}, limits)
+            running = True
             try:
                 async with asyncio.timeout(self.budget.seconds):
                     answer = await self.converse(session)
+                    running = answer is not None
             finally:
-                session.kill()  # whatever it is still doing: its answer is in, or it has none
+                if running:  # whatever it is still doing: its answer is in, or it has none
+                    session.kill()
                 outcome = await session.finish()
             status, detail = ("answered", "") if answer is not None else self.ended(outcome)
         except OverBudget as error:

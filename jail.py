@@ -234,6 +234,8 @@ def run(kind, mas):
         code, scope = read_code(), {"__name__": "__main__"}
         if kind == "mas":
             scope |= connect_mas(mas) | mas._request({"op": "start"})
+        limit = sys.setrecursionlimit  # a billion frames would end as slow death by memory; this many end as RecursionError
+        sys.setrecursionlimit = lambda frames: limit(min(frames, 100_000))
         sys.stdin = open(0, closefd=False, encoding="utf-8", errors="replace")
         status = execute(code, scope)
         threading._shutdown()  # as the interpreter does at its end: wait for threads that are not daemons

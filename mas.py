@@ -15,6 +15,7 @@ and returns its answer; the parent (executor.py) speaks for the agents, records 
 rules: a script can only submit something that an agent said, and it sees nothing but the question.
 Test: `pytest tests/test_mas.py`. Read next: sandbox.py.
 """
+import re
 from collections import Counter
 
 __all__ = ["Agent", "Reply", "ask_all", "vote", "judge", "reflect", "debate", "route", "submit"]
@@ -104,7 +105,7 @@ def debate(agents, text, rounds=1, judge=None):
 def route(router, agents, text):
     """route(router, agents, text) -> Reply: the router names one of the agents, and that one answers."""
     choice = router(text + "\n\nAgents: " + ", ".join(agent.name for agent in agents))
-    named = [agent for agent in agents if agent.name.lower() in choice.lower()]
+    named = [agent for agent in agents if re.search(rf"\b{re.escape(agent.name)}\b", choice, re.IGNORECASE)]
     return (named or list(agents))[0](text)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from designer import Design, design
 from executor import Budget, Execution, Executor
-from policy import EngineError, Sample
+from policy import EngineError, Sample, seed_of
 from tasks import Question, grade
 
 
@@ -91,4 +91,18 @@ def samples(trees: list[Tree], designer_Q_M, executor_Q_M_N, roles) -> list[Samp
                 if "executor" in roles and tree.valid_M_N[m, n]:
                     found += [Sample(call.prompt_ids, call.completion_ids, call.logprobs, executor_Q_M_N[q, m, n].item(), "executor")
                               for call in execution.calls]
+    return found
+
+
+def idle_samples(trees: list[Tree], roles, seed: tuple) -> list[Sample]:
+    """One completion of each of `roles` per design, without an advantage: what the anchor holds in place."""
+    found = []
+    for tree in trees:
+        for m, design in enumerate(tree.designs):
+            if "designer" in roles and design.completion_ids:
+                found.append(Sample(design.prompt_ids, design.completion_ids, design.logprobs, 0.0, "designer"))
+            calls = [call for execution in tree.executions[m] for call in execution.calls]
+            if "executor" in roles and calls:
+                call = calls[seed_of(*seed, tree.question.id, m) % len(calls)]
+                found.append(Sample(call.prompt_ids, call.completion_ids, call.logprobs, 0.0, "executor"))
     return found

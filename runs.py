@@ -21,19 +21,19 @@ import torch
 
 from cli import atomic_write
 from designer import structure
-from policy import Policy
 from tasks import BadInput
 
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 
-def save(out: pathlib.Path, policy: Policy, optimizer, step: int, config) -> None:
-    """Write `out`/checkpoint: `step` updates are done. Raises OSError (disk full) and then leaves the old one in place."""
+def save(out: pathlib.Path, learner, step: int) -> None:
+    """Write `out`/checkpoint: `step` updates are done. `learner` is train.Learner. Raises OSError (disk full) and then leaves the old one in place."""
     new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
-        policy.save(new)
-        state = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "step": step, "config": asdict(config)}
+        learner.policy.save(new)
+        state = {"optimizer": learner.optimizer.state_dict(), "rng": torch.get_rng_state(), "step": step, "config": asdict(learner.config),
+                 "phase": learner.phase and learner.phase.state_dict()}
         torch.save(state, new / "trainer.pt")
     except (RuntimeError, OSError) as error:  # torch reports a full disk as a RuntimeError
         shutil.rmtree(new, ignore_errors=True)
@@ -64,19 +64,19 @@ def read(folder: pathlib.Path) -> dict:
     """The trainer's state in a checkpoint. Raises BadInput if it can't be read."""
     try:
         state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
-        if not {"optimizer", "rng", "step", "config"} <= set(state):
+        if not {"optimizer", "rng", "step", "config", "phase"} <= set(state):
             raise ValueError("parts are missing")
         return state
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise BadInput(f"{folder / 'trainer.pt'}: a corrupt checkpoint ({' '.join(str(error).split())[:100]})") from None
-    except Exception as error:  # the boundary to pickle, whose errors have no common base but this
+    except Exception as error:  # the boundary to pickle and zip, whose errors have no other common base
         raise BadInput(f"{folder / 'trainer.pt'}: a corrupt checkpoint ({type(error).__name__})") from None
 
 
-def restore(folder: pathlib.Path, optimizer) -> int:
-    """Load the optimiser and the random state; returns the number of steps done."""
+def restore(folder: pathlib.Path, learner) -> int:
+    """Load all but the weights (they are the folder's model) into train.Learner; returns the number of steps done."""
     state = read(folder)
-    optimizer.load_state_dict(state["optimizer"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    if learner.phase is not None:
+        learner.phase.load_state_dict(state["phase"])
     torch.set_rng_state(state["rng"])
     return state["step"]
 

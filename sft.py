@@ -38,9 +38,15 @@ from sandbox import Sandbox, SandboxError
 
 # How likely the teacher picks a design for a question: it leans towards the right kind, weakly, as a real teacher would.
 DESIGNS = {
-    "compute": {"coder": 2.0, "coders": 1.0, "single": 1.0, "vote": 1.0, "relay": 1.0, "reflect": 1.0, "debate": 1.0},
-    "recall": {"single": 1.0, "vote": 1.5, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0, "relay": 1.0},
-    "relay": {"relay": 2.5, "single": 1.0, "vote": 1.0, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0},
+    "compute": {"coder": 3.0, "coders": 2.0, "single": 1.0, "vote": 1.0, "relay": 1.0, "reflect": 1.0, "debate": 1.0},
+    "recall": {"vote": 2.0, "single": 1.0, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0, "relay": 1.0},
+    "relay": {"relay": 5.0, "single": 1.0, "vote": 1.0, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0},
+}
+# How often it plays each design's agents, where that teaches something (vote and coders ask the agents of single and coder).
+PLAYED = {
+    "compute": {"coder": 5.0, "single": 1.0, "reflect": 1.0, "debate": 1.0, "relay": 0.5},
+    "recall": {"single": 3.0, "reflect": 1.5, "debate": 1.5, "relay": 0.2},
+    "relay": {"relay": 6.0, "single": 0.7, "reflect": 0.7, "debate": 0.7},
 }
 RIGHT = 0.8  # how often the teacher gets one small thing right (a fact, a name, an expression)
 
@@ -99,9 +105,6 @@ class _Submitted(Exception):
 
 def play(rng, question, script, record) -> None:
     """Run one of our own hand-written designs in this process, the teacher speaking; `record(messages, text)` every call."""
-    if "tools" in script and not question.tools:
-        return  # the sandboxed run refuses it before anyone speaks
-
     def request(message):
         if message["op"] == "submit":
             raise _Submitted
@@ -126,6 +129,10 @@ def play(rng, question, script, record) -> None:
         mas._request = real
 
 
+def _draw(rng, weights):
+    return designer.FIXED[rng.choices(list(weights), list(weights.values()))[0]]
+
+
 def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
     """At least `count` samples (role, messages, completion) of mixed quality, from training questions only."""
     rng, found = random.Random(f"cold start {seed}"), []
@@ -135,11 +142,9 @@ def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
         if question is None:
             questions = iter(tasks.arithmetic("train", rng.randint(0, 1 << 30), 600))
             continue
-        kinds, weights = zip(*DESIGNS[question.family].items())
-        script = designer.FIXED[rng.choices(kinds, weights)[0]]
-        found.append(("designer", designer.messages(question), script))
+        found.append(("designer", designer.messages(question), _draw(rng, DESIGNS[question.family])))
         seen = set()
-        play(rng, question, designer.FIXED[rng.choice(kinds)], lambda messages, text: seen.add(
+        play(rng, question, _draw(rng, PLAYED[question.family]), lambda messages, text: seen.add(
             ("executor", tuple((m["role"], m["content"]) for m in messages), text)))
         for role, messages, text in sorted(seen)[:3]:
             found.append((role, [{"role": r, "content": c} for r, c in messages], text))
@@ -187,7 +192,11 @@ def fine_tune(policy, samples: list[Sample], steps: int, batch: int, lr: float, 
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 50) * (1 - (1 - decay) * step / steps)
-        chosen = [samples[order.randrange(len(samples))] for _ in range(batch)]
+        if step % 8 == 0:  # draw eight batches at once, alike in length: half of the padding goes
+            drawn = sorted((samples[order.randrange(len(samples))] for _ in range(8 * batch)), key=len)
+            batches = [drawn[i * batch:(i + 1) * batch] for i in range(8)]
+            order.shuffle(batches)
+        chosen = batches[step % 8]
         logprobs_K, _ = scorer(*collate(chosen, policy.pad_id, policy.device))
         loss = -logprobs_K.mean()
         loss.backward()

@@ -234,6 +234,14 @@ def _reasoning_gym(name, split, seed, size):
     return list(questions.values())
 
 
+def shuffled(questions: list[Question], seed: str) -> list[Question]:
+    """The questions in a random order in which every stretch holds the families in proportion."""
+    rng, families = random.Random(seed), {}
+    for question in questions:
+        families.setdefault(question.family, []).append(question)
+    return _interleave([rng.sample(part, len(part)) for part in families.values()])
+
+
 def _interleave(lists):
     """Merge so that every stretch holds the lists in proportion to their lengths."""
     places = sorted(((i + 0.5) / len(part), number, i) for number, part in enumerate(lists) for i in range(len(part)))

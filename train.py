@@ -19,12 +19,12 @@ Test: `pytest tests/test_train.py`. Read next: eval.py.
 """
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import json
 import math
 import os
 import pathlib
-import random
 import signal
 import time
 from collections import Counter
@@ -44,7 +44,7 @@ from cli import log
 from designer import FIXED
 from executor import Budget
 from policy import HFEngine, Policy, Sample, Scorer, collate, micro_batches
-from rollout import Rollout, samples, stack
+from rollout import Rollout, idle_samples, samples, stack
 from sandbox import Sandbox, SandboxError
 
 
@@ -58,7 +58,7 @@ class Config:
     """Defaults for all that follows."""
     steps: int = 90
     """Updates, all in all."""
-    questions: int = 8
+    questions: int = 12
     """Q: questions of a step, over all ranks."""
     designs: int = 4
     """M: designs of a question."""
@@ -86,6 +86,8 @@ class Config:
     """Bound the loss of negative advantages at so many times the advantage."""
     kl: float = 0.0
     """Weight of the KL term to the starting model."""
+    anchor: float = 1.0
+    """Weight of the KL term that holds the idle role where it was at the start of the phase (stagewise only)."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     design_tokens: int = 96
@@ -126,7 +128,7 @@ def check(config: Config, world: int) -> None:
                  "batch_tokens", "train_size", "eval_size"):
         if getattr(config, name) < 1:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("eval_every", "save_every", "threads", "kl", "weight_decay"):
+    for name in ("eval_every", "save_every", "threads", "kl", "anchor", "weight_decay"):
         if not getattr(config, name) >= 0:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
     for name in ("lr", "grad_clip", "clip_low", "clip_high"):
@@ -155,28 +157,36 @@ class Learner:
         self.scorer = Scorer(policy.model)
         self.module = DistributedDataParallel(self.scorer) if dist.is_initialized() else self.scorer
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.reference = Scorer(Policy(cli.model_path(config.model), str(policy.device)).model) if config.kl else None
+        self.start = copy.deepcopy(self.scorer) if config.kl else None  # the reference of --kl
+        self.phase = copy.deepcopy(self.scorer) if config.anchor else None  # the reference of --anchor
         self.bad_steps = 0
 
-    def update(self, batch: list[Sample]) -> dict:
+    def new_phase(self) -> None:
+        """A stage begins: what the idle role can do now is what the anchor holds it to."""
+        if self.phase is not None:
+            self.phase.load_state_dict(self.scorer.state_dict())
+
+    def update(self, batch: list[Sample], idle: list[Sample] = ()) -> dict:
         """Token mean over the global batch: the count is summed over ranks, and every micro-batch is weighed by it.
 
         Samples with an advantage of exactly 0 count as tokens but need no forward pass (unless there is a KL term).
+        `idle` are samples of the role that is not in its stage: --anchor holds them where they were when the phase began.
         Every rank runs the same number of micro-batches, empty ones if need be: DDP waits for all.
         """
-        tokens = all_reduce(sum(len(sample.completion_ids) for sample in batch))
+        tokens, idle_tokens = (all_reduce(sum(len(sample.completion_ids) for sample in part)) for part in (batch, idle))
+        totals, held = (Counter(loss=0.0, ratio=0.0, clip_frac=0.0, approx_kl=0.0, entropy=0.0) for _ in range(2))
         useful = [sample for sample in batch if sample.advantage != 0 or self.config.kl]
-        batches = micro_batches(useful, self.config.batch_tokens)
-        count = int(all_reduce(len(batches), dist.ReduceOp.MAX))
-        totals = Counter(loss=0.0, ratio=0.0, clip_frac=0.0, approx_kl=0.0, entropy=0.0)
+        work = [(part, tokens, self.config.kl, self.start, totals) for part in micro_batches(useful, self.config.batch_tokens)]
         trained = all_reduce(sum(len(sample.completion_ids) for sample in useful))
-        if count == 0:  # nothing to learn from, on any rank
-            return {name: 0.0 for name in totals} | {"grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
-        empty = [Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor")]
+        if trained == 0:  # nothing to learn from, on any rank
+            return {name: 0.0 for name in totals} | {"anchor_kl": 0.0, "grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
+        work += [(part, idle_tokens, self.config.anchor, self.phase, held) for part in micro_batches(list(idle), self.config.batch_tokens)]
+        count = int(all_reduce(len(work), dist.ReduceOp.MAX))
+        empty = [Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor")], math.inf, 0.0, None, held
         for number in range(count):
             last = number == count - 1
             with contextlib.nullcontext() if last or not dist.is_initialized() else self.module.no_sync():
-                self.backward(batches[number] if number < len(batches) else empty, tokens, totals, number < len(batches))
+                self.backward(*(work[number] if number < len(work) else empty))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip).item()
         self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
         if math.isfinite(norm):
@@ -185,25 +195,24 @@ class Learner:
             raise FloatingPointError("the gradient was not finite in three steps in a row")
         self.optimizer.zero_grad(set_to_none=True)
         means = {name: all_reduce(value) / max(trained, 1) for name, value in totals.items() if name != "loss"}
+        means["anchor_kl"] = all_reduce(held["loss"]) / max(idle_tokens, 1)
         return means | {"loss": all_reduce(totals["loss"]) / tokens, "grad_norm": norm, "trained_tokens": int(trained),
                         "skipped": int(not math.isfinite(norm))}
 
-    def backward(self, batch, tokens, totals, counts) -> None:
-        """Forward and backward of one micro-batch; statistics are added to `totals`."""
+    def backward(self, batch, tokens, kl, reference, totals) -> None:
+        """Forward and backward of one micro-batch, a part of a mean over `tokens`; statistics are added to `totals`."""
         inputs = collate(batch, self.policy.pad_id, self.policy.device)
         old_K = torch.tensor([p for sample in batch for p in sample.old_logprobs], device=self.policy.device)
         advantages_K = torch.tensor([sample.advantage for sample in batch for _ in sample.completion_ids], device=self.policy.device)
         logprobs_K, entropy_K = self.module(*inputs)
         reference_K = None
-        if self.reference is not None:
+        if kl:
             with torch.no_grad():
-                reference_K, _ = self.reference(*inputs)
+                reference_K, _ = reference(*inputs)
         loss_K, statistics = credit.policy_loss(logprobs_K, old_K, advantages_K, self.config.clip_low, self.config.clip_high,
-                                                self.config.dual_clip, reference_K, self.config.kl)
-        loss = loss_K.sum() if counts else 0.0 * logprobs_K.sum()
-        (loss * (world_size() / tokens)).backward()  # DDP averages over ranks: times their number, it sums
-        if counts:
-            totals.update({"loss": loss.item(), "entropy": entropy_K.sum().item(), **{k: v.item() for k, v in statistics.items()}})
+                                                self.config.dual_clip, reference_K, kl)
+        (loss_K.sum() * (world_size() / tokens)).backward()  # DDP averages over ranks: times their number, it sums
+        totals.update({"loss": loss_K.sum().item(), "entropy": entropy_K.sum().item(), **{k: v.item() for k, v in statistics.items()}})
 
 
 def world_size() -> int:
@@ -225,7 +234,7 @@ class Trainer:
         self.policy = Policy(str(folder) if folder else cli.model_path(config.model), device)
         self.learner = Learner(self.policy, config)
         self.engine = HFEngine(self.policy)
-        self.step = runs.restore(folder, self.learner.optimizer) if folder else 0
+        self.step = runs.restore(folder, self.learner) if folder else 0
         self.records = runs.Records(out, self.step) if rank == 0 else None
 
     def batch_of(self, step: int) -> list[tasks.Question]:
@@ -234,9 +243,12 @@ class Trainer:
         for index in range(step * Q, (step + 1) * Q):
             epoch, place = divmod(index, len(self.pool))
             if not picked or place == 0:
-                order = random.Random(f"epoch {self.config.seed} {epoch}").sample(range(len(self.pool)), len(self.pool))
-            picked.append(self.pool[order[place]])
+                order = tasks.shuffled(self.pool, f"epoch {self.config.seed} {epoch}")
+            picked.append(order[place])
         return picked[self.rank::world_size()]
+
+    def roles_of(self, step: int) -> frozenset:
+        return credit.trained_roles(step, self.config.stage, self.config.phase_steps, self.config.first)
 
     async def train(self, sandbox) -> None:
         """The loop: from the checkpoint's step, or 0, to config.steps."""
@@ -246,13 +258,16 @@ class Trainer:
         bar = tqdm(range(self.step, config.steps), desc="train", disable=True if self.rank else None, mininterval=1)
         for step in bar:
             clock = Clock(self.engine)
-            roles = credit.trained_roles(step, config.stage, config.phase_steps, config.first)
+            roles = self.roles_of(step)
             trees = await grow(self.batch_of(step), config.designs, config.executions, (config.seed, step))
             clock.lap("rollout")
             rewards, valid = stack(trees)
             designer_Q_M = credit.designer_advantages(rewards, valid, config.norm)
             executor_Q_M_N = credit.executor_advantages(rewards, valid, config.executor_group, config.norm)
-            update = self.learner.update(samples(trees, designer_Q_M, executor_Q_M_N, roles))
+            if step == 0 or roles != self.roles_of(step - 1):
+                self.learner.new_phase()
+            idle = idle_samples(trees, {"designer", "executor"} - roles, (config.seed, step)) if config.anchor else []
+            update = self.learner.update(samples(trees, designer_Q_M, executor_Q_M_N, roles), idle)
             self.engine.sync()
             clock.lap("update")
             self.step = step + 1
@@ -285,7 +300,7 @@ class Trainer:
 
     def save(self) -> None:
         if self.rank == 0:
-            runs.save(self.out, self.policy, self.learner.optimizer, self.step, self.config)
+            runs.save(self.out, self.learner, self.step)
             runs.draw(self.out)
 
 
@@ -315,7 +330,7 @@ def gather(rows: list[dict]) -> list[dict]:
 
 # ----------------------------------------------------------------------------------------------------------------- start
 
-def resolve(argv, rank: int) -> Config:
+def resolve(argv) -> Config:
     """The flags; a resumed run starts from those that it was started with. Raises BadInput."""
     config = cli.flags(Config, argv, "Train one model as the designer and the executor of multi-agent systems.")
     if not config.resume:
@@ -374,7 +389,7 @@ def report(out: pathlib.Path) -> None:
 
 def main(argv) -> None:
     rank, world, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    config = resolve(argv, rank)
+    config = resolve(argv)
     check(config, world)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     cuda = torch.cuda.is_available()

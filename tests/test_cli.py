@@ -1,0 +1,122 @@
+"""Bad input: one clear line, exit code 2, no traceback, nothing half-written."""
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import cli
+import eval as evaluation
+import runs
+import sandbox
+import sft
+import train
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n{"question": \n')
+    (tmp_path / "columns.jsonl").write_text('{"text": "1+1?", "label": "2"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "list.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"question": "caf\xe9"}\n')
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(5)))
+    (tmp_path / "samples.jsonl").write_text('{"role": "judge", "messages": [], "completion": "x"}\n')
+    (tmp_path / "emptymodel").mkdir()
+    bare = tmp_path / "notemplate"
+    bare.mkdir()
+    for path in (ROOT / "tiny").iterdir():
+        if path.name != "chat_template.jinja":
+            (bare / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name, content in (("corrupt", b"not a checkpoint"), ("cut", (ROOT / "tiny" / "model.safetensors").read_bytes()[:1000])):
+        (tmp_path / name / "checkpoint").mkdir(parents=True)
+        (tmp_path / name / "checkpoint" / "trainer.pt").write_bytes(content)
+    return tmp_path
+
+
+BAD = [  # program, arguments ({} is the folder of files), what the line must name
+    (train, "--tasks nonsense", "nonsense"),
+    (train, "--tasks rg:no_such_generator", "no_such_generator"),
+    (train, "--tasks ,", "empty"),
+    (train, "--tasks arithmetic:-1", "weight"),
+    (train, "--task arithmetic", "--task"),
+    (train, "--steps many", "many"),
+    (train, "--steps 0", "--steps"),
+    (train, "--stage sometimes", "sometimes"),
+    (train, "--lr -1", "--lr"),
+    (train, "--lr nan", "--lr"),
+    (train, "--questions 900", "--questions"),
+    (train, "--model {}/nowhere", "nowhere"),
+    (train, "--model {}/emptymodel", "emptymodel"),
+    (train, "--model {}/notemplate", "chat template"),
+    (train, "--tasks {}/missing.jsonl", "missing.jsonl"),
+    (train, "--tasks {}/broken.jsonl", "line 2"),
+    (train, "--tasks {}/columns.jsonl", "question"),
+    (train, "--tasks {}/empty.jsonl", "no rows"),
+    (train, "--tasks {}/list.jsonl", "object"),
+    (train, "--tasks {}/latin.jsonl", "UTF-8"),
+    (train, "--tasks {}/few.jsonl", "--questions"),
+    (train, "--resume", "--out"),
+    (train, "--resume --out {}/nothing", "no checkpoint"),
+    (train, "--resume --out {}/corrupt", "corrupt"),
+    (train, "--resume --out {}/cut", "corrupt"),
+    (train, "--out {}/few.jsonl", "few.jsonl"),
+    (evaluation, "--modes single,guess", "guess"),
+    (evaluation, "--limit 0", "--limit"),
+    (evaluation, "--tasks gsm8k --data-dir {}", "gsm8k_test.jsonl"),
+    (evaluation, "--ask  ", "--ask"),
+    (evaluation, "--temperature -1", "--temperature"),
+    (evaluation, "--model {}/nowhere --tasks arithmetic", "nowhere"),
+    (sft, "--data {}/samples.jsonl --out {}/m", "role"),
+    (sft, "--data {}/missing.jsonl --out {}/m", "missing.jsonl"),
+    (sft, "--collect", "--out"),
+    (sft, "--batch 0 --out {}/m", "--batch"),
+    (sandbox, "{}/missing.py", "missing.py"),
+]
+
+
+@pytest.mark.parametrize("program, arguments, names", BAD, ids=[f"{program.__name__} {arguments}" for program, arguments, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2(program, arguments, names, files, monkeypatch, capsys):
+    if program is train and "--out" not in arguments and "--resume" not in arguments:
+        arguments += " --out {}/run"
+    argv = [part.replace("{}", str(files)) for part in arguments.split(" ")]
+    monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *argv])
+    monkeypatch.chdir(files)
+    with pytest.raises(SystemExit) as stop:
+        program.main() if program is sandbox else cli.command(program.main)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(said) == 1 and names in said[0] and "Traceback" not in said[0], said
+    assert not list(files.glob("**/*.tmp")) and not (files / "run" / "checkpoint").exists() and not (files / "m").exists()
+
+
+def test_it_holds_for_the_real_process_too(tmp_path):
+    for arguments in (["train.py", "--stepps", "3"], ["eval.py", "--tasks", "nonsense"]):
+        process = subprocess.run([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], capture_output=True, text=True, cwd=tmp_path)
+        assert process.returncode == 2 and process.stdout == "" and len(process.stderr.strip().splitlines()) == 1, process
+
+
+def test_an_unknown_flag_gets_a_suggestion(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--phase-step", "3"])
+    with pytest.raises(SystemExit):
+        cli.command(train.main)
+    assert "--phase-steps" in capsys.readouterr().err
+
+
+def test_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.flags(train.Config, ["--help"], "x")
+    text = capsys.readouterr().out
+    assert not stop.value.code and "--phase-steps" in text and "default: 10" in text
+
+
+def test_flags_of_a_resumed_run_can_not_change(tmp_path):
+    from policy import Policy
+    runs.save(tmp_path, train.Learner(Policy(str(ROOT / "tiny")), train.Config(questions=3, out=str(tmp_path))), 1)
+    same = train.resolve(["--out", str(tmp_path), "--resume", "--steps", "7"])
+    assert (same.questions, same.steps) == (3, 7)
+    with pytest.raises(train.tasks.BadInput, match="--questions"):
+        train.resolve(["--out", str(tmp_path), "--resume", "--questions", "4"])

@@ -1,0 +1,66 @@
+"""The cold start: from training questions only, deterministic, in the very format of the rollout."""
+import json
+
+from conftest import ROOT, Scripted, execute, grow
+
+import designer
+import sft
+import tasks
+from policy import HFEngine, Policy
+
+
+def test_the_cold_start_asks_training_questions_only():
+    rows = sft.cold_start(3000)
+    held_out = {q.prompt for q in tasks.load("arithmetic", "heldout", 0, 2000)}
+    asked = {message["content"].split("\n")[0] for _, messages, _ in rows for message in messages if message["role"] == "user"}
+    assert not asked & held_out and rows == sft.cold_start(3000)
+    assert {role for role, _, _ in rows} == {"designer", "executor"}
+
+
+def test_it_shows_every_design_and_errs_on_purpose():
+    rows = sft.cold_start(6000)
+    assert {completion for role, _, completion in rows if role == "designer"} == set(designer.FIXED.values())
+    coded = [(messages, completion) for role, messages, completion in rows if completion.startswith("```python")]
+    right = [messages[-1]["content"] == f"What is {completion[16:-5]}?" for messages, completion in coded]
+    assert 0.7 < sum(right) / len(right) < 0.9
+
+
+def test_its_messages_are_those_of_the_rollout(policy):
+    """The scripted teacher behind the real executor in the real sandbox gives the same conversations as `play`."""
+    question = tasks.load("arithmetic", "train", 0, 3)[0]
+    for name in ("coder", "reflect", "debate", "relay"):
+        recorded = []
+        import random
+        sft.play(random.Random(0), question, designer.FIXED[name], lambda messages, text: recorded.append((messages, text)))
+        texts = iter([text for _, text in recorded])
+        execution, _ = execute(policy, designer.FIXED[name], lambda prompt: next(texts), question)
+        assert [list(call.messages) for call in execution.calls] == [messages for messages, _ in recorded], name
+
+
+def test_fine_tuning_learns_and_is_deterministic(tmp_path):
+    rows = sft.cold_start(64)
+    found = []
+    for _ in range(2):
+        policy = Policy(str(ROOT / "tiny"))
+        losses = sft.fine_tune(policy, sft.encode(policy, rows, 512), steps=8, batch=16, lr=1e-3, seed=0)
+        found.append(losses)
+    assert found[0] == found[1] and all(loss > 0 for loss in found[0])
+
+
+def test_building_from_nothing_and_collecting(tmp_path):
+    """The documented commands at a small size: build, collect, fine-tune on what was collected."""
+    sft.main(["--out", str(tmp_path / "model"), "--samples", "400", "--steps", "3", "--batch", "8"])
+    assert Policy(str(tmp_path / "model")).tokenizer.chat_template
+    sft.main(["--collect", "--tasks", "arithmetic", "--teacher", "tiny", "--questions", "12", "--design-tokens", "96", "--reply-tokens", "48",
+              "--out", str(tmp_path / "kept.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert rows and all({"role", "messages", "completion", "question", "teacher"} <= set(row) for row in rows)
+    sft.main(["--model", "tiny", "--data", str(tmp_path / "kept.jsonl"), "--out", str(tmp_path / "tuned"), "--steps", "2", "--batch", "4"])
+    assert Policy(str(tmp_path / "tuned"))
+
+
+def test_only_what_ended_right_is_kept(policy):
+    engine = Scripted(policy, lambda prompt: designer.FIXED["single"] if designer.ROLE in prompt else r"\boxed{0}")
+    question = tasks.load("arithmetic", "train", 0, 3)[0]
+    tree, = grow(policy, engine, [question], 1, 1)
+    assert tree.rewards_M_N.item() == 0.0 and isinstance(HFEngine(policy).live, int)
