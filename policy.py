@@ -252,13 +252,13 @@ class Scorer(torch.nn.Module):
         super().__init__()
         self.model, self.chunk = model, chunk
 
-    def forward(self, ids_B_T, mask_B_T, completion_mask_B_T):
-        """-> logprobs_K, entropy_K (without gradient): the K masked tokens of all rows, in order."""
-        hidden_B_T_H = self.model.base_model(input_ids=ids_B_T, attention_mask=mask_B_T).last_hidden_state
-        predicts_B_T = completion_mask_B_T[:, 1:]  # position t predicts token t + 1
-        hidden_K_H, targets_K = hidden_B_T_H[:, :-1][predicts_B_T], ids_B_T[:, 1:][predicts_B_T]
+    def forward(self, batch: "Batch"):
+        """-> logprobs_K, entropy_K (without gradient): the K completion tokens of all rows, in order."""
+        hidden_B_T_H = self.model.base_model(input_ids=batch.ids_B_T, attention_mask=batch.attention(self.model.dtype),
+                                             position_ids=batch.position_B_T).last_hidden_state
+        hidden_K_H = hidden_B_T_H.flatten(0, 1)[batch.source_K]
         parts = [checkpoint(self._head, hidden, targets, use_reentrant=False)
-                 for hidden, targets in zip(hidden_K_H.split(self.chunk), targets_K.split(self.chunk))]
+                 for hidden, targets in zip(hidden_K_H.split(self.chunk), batch.target_K.split(self.chunk))]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def _head(self, hidden_K_H, targets_K):
@@ -268,21 +268,76 @@ class Scorer(torch.nn.Module):
         return logprobs_K_V.gather(-1, targets_K[:, None])[:, 0], entropy_K
 
 
-def collate(samples: list[Sample], pad_id: int, device="cpu", extra: int = 0):
-    """Right-padded ids, attention mask and completion mask (B, T). The completion mask comes from what was sampled, so the
-    end token is trained and padding never is, even where both are the same id. `extra` pads more (for a test)."""
-    width = max(map(len, samples)) + extra
-    ids, mask, completion = [], [], []
+@dataclass(frozen=True)
+class Row:
+    """Samples with the same prompt: one row of a batch, the prompt once, then every completion."""
+    samples: tuple[Sample, ...]
+
+    def __len__(self):
+        return len(self.samples[0].prompt_ids) + sum(len(sample.completion_ids) for sample in self.samples)
+
+
+def share_prompts(samples: list[Sample], limit: int = 256) -> list[Row]:
+    """Rows of at most `limit` tokens (one sample may be longer). The M designs of a question and the votes of an ensemble have
+    the same prompt, which is then computed once.
+
+    >>> [len(row.samples) for row in share_prompts([Sample((1, 2), (3,), (0.,), 1., "designer")] * 3, limit=4)]
+    [2, 1]
+    """
+    rows = {}
     for sample in samples:
-        p, c, rest = len(sample.prompt_ids), len(sample.completion_ids), width - len(sample)
-        ids.append([*sample.prompt_ids, *sample.completion_ids, *[pad_id] * rest])
-        mask.append([1] * (p + c) + [0] * rest)
-        completion.append([False] * p + [True] * c + [False] * rest)
-    return tuple(torch.tensor(rows, device=device) for rows in (ids, mask, completion))
+        parts = rows.setdefault(sample.prompt_ids, [[]])
+        if parts[-1] and len(Row(tuple(parts[-1]))) + len(sample.completion_ids) > limit:
+            parts.append([])
+        parts[-1].append(sample)
+    return [Row(tuple(part)) for parts in rows.values() for part in parts]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors. segment_B_T: 0 in the prompt, k in the k-th completion of the row, -1 in padding. The token
+    target_K[k] is predicted at the flat position source_K[k]. Which tokens are trained comes from what was sampled: the end token
+    is, padding never, even where both are the same id."""
+    ids_B_T: torch.Tensor
+    position_B_T: torch.Tensor
+    segment_B_T: torch.Tensor
+    source_K: torch.Tensor
+    target_K: torch.Tensor
+
+    def attention(self, dtype):
+        """The mask: causal, and a completion sees the prompt and itself, not its neighbours. Rows of one sample need no more
+        than the usual (B, T) mask; shared ones get (B, 1, T, T), 0 where attention may look and a large negative elsewhere."""
+        if self.segment_B_T.max() <= 1:
+            return (self.segment_B_T >= 0).long()
+        T, key, query = self.segment_B_T.shape[1], self.segment_B_T[:, None, None, :], self.segment_B_T[:, None, :, None]
+        seen = ((key == 0) | (key == query)) & torch.ones(T, T, dtype=torch.bool, device=key.device).tril()
+        return torch.zeros(seen.shape, dtype=dtype, device=key.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def collate(rows: list[Row], pad_id: int, device="cpu", extra: int = 0) -> Batch:
+    """Right-padded tensors of `rows`. `extra` pads more (for a test)."""
+    width = max(map(len, rows)) + extra
+    ids, positions, segments, sources, targets = [], [], [], [], []
+    for b, row in enumerate(rows):
+        prompt = row.samples[0].prompt_ids
+        line, places, parts = list(prompt), list(range(len(prompt))), [0] * len(prompt)
+        for number, sample in enumerate(row.samples, 1):
+            start, count = b * width + len(line), len(sample.completion_ids)
+            sources += [b * width + len(prompt) - 1, *range(start, start + count - 1)]  # the first token follows the prompt
+            targets += range(start, start + count)
+            line += sample.completion_ids
+            places += range(len(prompt), len(prompt) + count)
+            parts += [number] * count
+        rest = width - len(line)
+        ids.append(line + [pad_id] * rest)
+        positions.append(places + [0] * rest)
+        segments.append(parts + [-1] * rest)
+    flat = [torch.tensor(part, device=device) for part in (ids, positions, segments, sources)]
+    return Batch(*flat, flat[0].flatten()[torch.tensor(targets, device=device)])
 
 
 def micro_batches(samples: list, budget: int) -> list[list]:
-    """Split samples into micro-batches of at most `budget` padded tokens each, alike in length, so that little is padding.
+    """Split samples (or rows) into micro-batches of at most `budget` padded tokens each, alike in length, so that little is padding.
 
     >>> [len(batch) for batch in micro_batches(["aaaa", "bb", "cc", "d"], budget=4)]
     [1, 2, 1]

@@ -14,14 +14,40 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from collections import Counter
 from dataclasses import asdict
 
 import torch
 
-from cli import atomic_write
+from cli import atomic_write, log
 from designer import structure
 from tasks import BadInput
+
+
+# ------------------------------------------------------------------------------------------------------------- the folder
+
+def open_folder(config, rank: int) -> pathlib.Path:
+    """The run's folder; a new run never writes over an old one."""
+    out = pathlib.Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+    if rank == 0 and not config.resume and (out / "metrics.jsonl").exists():
+        raise BadInput(f"--out {out}: holds a run already; add --resume to go on with it, or name another folder")
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        atomic_write(out / "config.json", json.dumps(asdict(config), indent=1) + "\n")
+    return out
+
+
+def report(out: pathlib.Path) -> None:
+    """The last lines of a run: held-out accuracy before and after, and what each role became."""
+    rows = [json.loads(line) for line in _whole_lines(out / "metrics.jsonl")]
+    first, last = rows[0], rows[-1]
+    if "eval_fixed" not in last:
+        return
+    log.info("held-out accuracy by fixed design: " + ", ".join(f"{name} {score:.2f}" for name, score in last["eval_fixed"].items()))
+    for family, part in last["eval_families"].items():
+        log.info(f"designs for {family}: " + ", ".join(f"{kind} {count}" for kind, count in part["designs"].items()) + f"; accuracy {part['accuracy']:.2f}")
+    log.info(f"held-out accuracy before {first.get('eval_before', first['eval_accuracy']):.3f}, after {last['eval_accuracy']:.3f}   ({out})")
 
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints

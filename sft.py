@@ -30,7 +30,7 @@ import mas
 import tasks
 from cli import log
 from executor import Budget, agent_messages, python_block, tool_messages
-from policy import HFEngine, Policy, Sample, Scorer, collate
+from policy import HFEngine, Policy, Row, Sample, Scorer, collate
 from rollout import Rollout
 from sandbox import Sandbox, SandboxError
 
@@ -140,7 +140,7 @@ def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
     while len(found) < count:
         question = next(questions, None)
         if question is None:
-            questions = iter(tasks.arithmetic("train", rng.randint(0, 1 << 30), 600))
+            questions = iter(tasks.arithmetic("train", rng.randint(0, 1 << 30), 600, tuple(tasks.FAMILIES)))
             continue
         found.append(("designer", designer.messages(question), _draw(rng, DESIGNS[question.family])))
         seen = set()
@@ -197,7 +197,7 @@ def fine_tune(policy, samples: list[Sample], steps: int, batch: int, lr: float, 
             batches = [drawn[i * batch:(i + 1) * batch] for i in range(8)]
             order.shuffle(batches)
         chosen = batches[step % 8]
-        logprobs_K, _ = scorer(*collate(chosen, policy.pad_id, policy.device))
+        logprobs_K, _ = scorer(collate([Row((sample,)) for sample in chosen], policy.pad_id, policy.device))
         loss = -logprobs_K.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
@@ -235,7 +235,7 @@ class Config:
     """Folder with local files of the benchmarks."""
     samples: int = 80_000
     """Samples of the tiny model's cold start."""
-    steps: int = 2000
+    steps: int = 2200
     """Updates."""
     batch: int = 64
     """Samples of an update."""

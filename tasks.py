@@ -74,6 +74,7 @@ def _relay(rng):
 
 
 FAMILIES = {"compute": (_compute, ("python",)), "recall": (_recall, ()), "relay": (_relay, ())}
+MIX = ("compute", "recall", "compute", "relay")  # half of the questions offer a tool, half are closed book
 
 
 def held_out(prompt: str) -> bool:
@@ -85,10 +86,10 @@ def held_out(prompt: str) -> bool:
     return hashlib.sha256(prompt.encode()).digest()[0] % 4 == 0
 
 
-def arithmetic(split: str, seed: int, size: int) -> list[Question]:
-    """`size` different questions, the families in turn. split: "train" or "heldout"."""
+def arithmetic(split: str, seed: int, size: int, mix=MIX) -> list[Question]:
+    """`size` different questions, the families in turn, as in `mix`. split: "train" or "heldout"."""
     rng, seen, questions = random.Random(f"arithmetic {split} {seed}"), set(), []
-    for family in itertools.islice(itertools.cycle(FAMILIES), size):
+    for family in itertools.islice(itertools.cycle(mix), size):
         make, tools = FAMILIES[family]
         for _ in range(10_000):
             prompt, answer = make(rng)
@@ -138,13 +139,9 @@ def parse_spec(spec: str) -> list[tuple[str, float]]:
     parts, generator = [], False
     for item in filter(None, (part.strip() for part in spec.split(","))):
         name, weight = item, 1.0
-        if match := re.fullmatch(r"(.+):([0-9.]+)", item):
-            name = match[1]
-            try:
-                weight = float(match[2])
-            except ValueError:
-                weight = 0.0
-            if not weight > 0:
+        if match := re.fullmatch(r"(.+):(-?\d*\.?\d+)", item):
+            name, weight = match[1], float(match[2])
+            if weight <= 0:
                 raise BadInput(f"--tasks {item}: the weight must be a positive number")
         known = name in NAMES or name.endswith(".jsonl") or os.sep in name
         generator = name.startswith("rg:") or (generator and not known)  # rg:a,b is rg:a,rg:b
@@ -236,10 +233,9 @@ def _reasoning_gym(name, split, seed, size):
 
 def shuffled(questions: list[Question], seed: str) -> list[Question]:
     """The questions in a random order in which every stretch holds the families in proportion."""
-    rng, families = random.Random(seed), {}
-    for question in questions:
-        families.setdefault(question.family, []).append(question)
-    return _interleave([rng.sample(part, len(part)) for part in families.values()])
+    rng = random.Random(seed)
+    parts = [[q for q in questions if q.family == family] for family in dict.fromkeys(q.family for q in questions)]
+    return _interleave([rng.sample(part, len(part)) for part in parts])
 
 
 def _interleave(lists):
@@ -252,9 +248,7 @@ def _interleave(lists):
 
 def grade(question: Question, text: str) -> float:
     """The reward of an answer, 0.0 to 1.0, by the rule of the question's kind."""
-    if question.kind == "rg":
-        return _grade_rg(question, text)
-    return grade_math(question.answer, text)
+    return _grade_rg(question, text) if question.kind == "rg" else grade_math(question.answer, text)
 
 
 def last_boxed(text: str) -> str | None:

@@ -43,7 +43,7 @@ import tasks
 from cli import log
 from designer import FIXED
 from executor import Budget
-from policy import HFEngine, Policy, Sample, Scorer, collate, micro_batches
+from policy import HFEngine, Policy, Row, Sample, Scorer, collate, micro_batches, share_prompts
 from rollout import Rollout, idle_samples, samples, stack
 from sandbox import Sandbox, SandboxError
 
@@ -56,13 +56,13 @@ class Config:
     """Sets to train on: names, rg:GENERATOR or paths, with optional weights (polaris:0.5,apps:0.5)."""
     preset: Literal["tiny"] = "tiny"
     """Defaults for all that follows."""
-    steps: int = 90
+    steps: int = 100
     """Updates, all in all."""
     questions: int = 12
     """Q: questions of a step, over all ranks."""
-    designs: int = 4
+    designs: int = 8
     """M: designs of a question."""
-    executions: int = 4
+    executions: int = 2
     """N: executions of a design."""
     stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
     """Which roles learn: in turn, both at once, or one alone."""
@@ -74,7 +74,7 @@ class Config:
     """The group within which executions are compared."""
     norm: Literal["std", "none"] = "std"
     """Divide advantages by the group's standard deviation, or not."""
-    lr: float = 5e-4
+    lr: float = 3e-4
     """Learning rate of AdamW, constant."""
     weight_decay: float = 0.01
     """Of AdamW."""
@@ -96,7 +96,7 @@ class Config:
     """At most so many tokens of a reply."""
     max_calls: int = 8
     """At most so many model calls of one execution."""
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """Padded tokens of a micro-batch."""
     engine: Literal["hf"] = "hf"
     """What samples."""
@@ -106,7 +106,7 @@ class Config:
     """Folder with local files of the benchmarks."""
     train_size: int = 3000
     """At most so many training questions."""
-    eval_size: int = 90
+    eval_size: int = 100
     """Held-out questions of an evaluation."""
     eval_every: int = 0
     """Also evaluate every so many steps (0: before the first and after the last only)."""
@@ -176,13 +176,13 @@ class Learner:
         tokens, idle_tokens = (all_reduce(sum(len(sample.completion_ids) for sample in part)) for part in (batch, idle))
         totals, held = (Counter(loss=0.0, ratio=0.0, clip_frac=0.0, approx_kl=0.0, entropy=0.0) for _ in range(2))
         useful = [sample for sample in batch if sample.advantage != 0 or self.config.kl]
-        work = [(part, tokens, self.config.kl, self.start, totals) for part in micro_batches(useful, self.config.batch_tokens)]
+        work = [(part, tokens, self.config.kl, self.start, totals) for part in micro_batches(share_prompts(useful), self.config.batch_tokens)]
         trained = all_reduce(sum(len(sample.completion_ids) for sample in useful))
         if trained == 0:  # nothing to learn from, on any rank
             return {name: 0.0 for name in totals} | {"anchor_kl": 0.0, "grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
-        work += [(part, idle_tokens, self.config.anchor, self.phase, held) for part in micro_batches(list(idle), self.config.batch_tokens)]
+        work += [(part, idle_tokens, self.config.anchor, self.phase, held) for part in micro_batches(share_prompts(idle), self.config.batch_tokens)]
         count = int(all_reduce(len(work), dist.ReduceOp.MAX))
-        empty = [Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor")], math.inf, 0.0, None, held
+        empty = [Row((Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor"),))], math.inf, 0.0, None, held
         for number in range(count):
             last = number == count - 1
             with contextlib.nullcontext() if last or not dist.is_initialized() else self.module.no_sync():
@@ -199,16 +199,16 @@ class Learner:
         return means | {"loss": all_reduce(totals["loss"]) / tokens, "grad_norm": norm, "trained_tokens": int(trained),
                         "skipped": int(not math.isfinite(norm))}
 
-    def backward(self, batch, tokens, kl, reference, totals) -> None:
+    def backward(self, rows, tokens, kl, reference, totals) -> None:
         """Forward and backward of one micro-batch, a part of a mean over `tokens`; statistics are added to `totals`."""
-        inputs = collate(batch, self.policy.pad_id, self.policy.device)
+        batch, inputs = [sample for row in rows for sample in row.samples], collate(rows, self.policy.pad_id, self.policy.device)
         old_K = torch.tensor([p for sample in batch for p in sample.old_logprobs], device=self.policy.device)
         advantages_K = torch.tensor([sample.advantage for sample in batch for _ in sample.completion_ids], device=self.policy.device)
-        logprobs_K, entropy_K = self.module(*inputs)
+        logprobs_K, entropy_K = self.module(inputs)
         reference_K = None
         if kl:
             with torch.no_grad():
-                reference_K, _ = reference(*inputs)
+                reference_K, _ = reference(inputs)
         loss_K, statistics = credit.policy_loss(logprobs_K, old_K, advantages_K, self.config.clip_low, self.config.clip_high,
                                                 self.config.dual_clip, reference_K, kl)
         (loss_K.sum() * (world_size() / tokens)).backward()  # DDP averages over ranks: times their number, it sums
@@ -347,17 +347,6 @@ def resolve(argv) -> Config:
     return config
 
 
-def open_folder(config: Config, rank: int) -> pathlib.Path:
-    """The run's folder; a new run never writes over an old one."""
-    out = pathlib.Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-    if rank == 0 and not config.resume and (out / "metrics.jsonl").exists():
-        raise tasks.BadInput(f"--out {out}: holds a run already; add --resume to go on with it, or name another folder")
-    if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        cli.atomic_write(out / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-    return out
-
-
 async def run(trainer: Trainer) -> None:
     """Train; on Ctrl-C or SIGTERM save what is done and say how to go on."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
@@ -375,18 +364,6 @@ async def run(trainer: Trainer) -> None:
         raise
 
 
-def report(out: pathlib.Path) -> None:
-    """The last lines of a run: held-out accuracy before and after, and what each role became."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    first, last = rows[0], rows[-1]
-    if "eval_fixed" not in last:
-        return
-    log.info("held-out accuracy by fixed design: " + ", ".join(f"{name} {score:.2f}" for name, score in last["eval_fixed"].items()))
-    for family, part in last["eval_families"].items():
-        log.info(f"designs for {family}: " + ", ".join(f"{kind} {count}" for kind, count in part["designs"].items()) + f"; accuracy {part['accuracy']:.2f}")
-    log.info(f"held-out accuracy before {first.get('eval_before', first['eval_accuracy']):.3f}, after {last['eval_accuracy']:.3f}   ({out})")
-
-
 def main(argv) -> None:
     rank, world, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     config = resolve(argv)
@@ -395,7 +372,7 @@ def main(argv) -> None:
     cuda = torch.cuda.is_available()
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
-    out = open_folder(config, rank)
+    out = runs.open_folder(config, rank)
     torch.manual_seed(config.seed)
     trainer = Trainer(config, out, rank, f"cuda:{local}" if cuda else "cpu")
     try:
@@ -408,7 +385,7 @@ def main(argv) -> None:
         if world > 1:
             dist.destroy_process_group()
     if rank == 0:
-        report(out)
+        runs.report(out)
 
 
 if __name__ == "__main__":

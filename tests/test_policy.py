@@ -6,7 +6,7 @@ import torch
 from conftest import ROOT
 
 import tasks
-from policy import HFEngine, Policy, PromptTooLong, Request, Sample, Scorer, collate, generate, micro_batches, pick
+from policy import HFEngine, Policy, PromptTooLong, Request, Row, Sample, Scorer, collate, generate, micro_batches, pick, share_prompts
 
 
 def prompts(policy, count):
@@ -96,11 +96,12 @@ def example_samples(policy, count=8):
 
 
 def gradient(policy, batches, tokens, chunk=2048, extra=0):
-    """The gradient of the token-mean policy-gradient loss over micro-batches, as one vector."""
+    """The gradient of the token-mean policy-gradient loss over micro-batches of samples or rows, as one vector."""
     policy.model.zero_grad()
     for batch in batches:
-        logprobs_K, _ = Scorer(policy.model, chunk)(*collate(batch, policy.pad_id, extra=extra))
-        advantages_K = torch.tensor([s.advantage for s in batch for _ in s.completion_ids])
+        rows = [item if isinstance(item, Row) else Row((item,)) for item in batch]
+        logprobs_K, _ = Scorer(policy.model, chunk)(collate(rows, policy.pad_id, extra=extra))
+        advantages_K = torch.tensor([s.advantage for row in rows for s in row.samples for _ in s.completion_ids])
         (-(logprobs_K * advantages_K).sum() / tokens).backward()
     found = torch.cat([p.grad.flatten() for p in policy.model.parameters()]).clone()
     policy.model.zero_grad()
@@ -116,12 +117,27 @@ def test_one_batch_of_eight_equals_eight_of_one_and_padding_is_free(policy):
         assert (other - reference).abs().max() < 1e-6 * max(1.0, reference.abs().max().item())
 
 
+def test_sharing_prompts_changes_nothing(policy):
+    """Many completions behind one prompt: the same log-probabilities and the same gradient as a row each."""
+    samples = example_samples(policy, 4) + [Sample(s.prompt_ids, s.completion_ids[::-1], s.old_logprobs, -1.0, s.role)
+                                            for s in example_samples(policy, 3) for _ in range(2)]
+    tokens = sum(len(s.completion_ids) for s in samples)
+    rows = share_prompts(samples)
+    assert sorted(len(row.samples) for row in rows) == [1, 3, 3, 3]
+    logprobs_K, entropy_K = Scorer(policy.model)(collate(rows, policy.pad_id))
+    alone = [Scorer(policy.model)(collate([Row((s,))], policy.pad_id))[0] for row in rows for s in row.samples]
+    assert torch.allclose(logprobs_K, torch.cat(alone), atol=1e-5) and len(entropy_K) == tokens
+    separate, shared = gradient(policy, [samples], tokens), gradient(policy, micro_batches(rows, 200), tokens, extra=5)
+    assert (separate - shared).abs().max() < 2e-6 * max(1.0, separate.abs().max().item())
+
+
 def test_the_sampled_end_token_is_trained(policy):
     end, = [s for s in example_samples(policy, 1)]
     only_end = Sample(end.prompt_ids + end.completion_ids[:-1], end.completion_ids[-1:], (-1.0,), 1.0, "executor")
     assert gradient(policy, [[only_end]], 1).abs().max() > 1e-4
-    _, _, mask = collate([end, Sample((1, 2), (3,), (0.0,), 0.0, "executor")], pad_id=policy.tokenizer.eos_token_id)
-    assert mask[0].sum() == len(end.completion_ids) and mask[1].tolist()[:4] == [False, False, True, False]
+    pad = policy.tokenizer.eos_token_id  # padding with the end token itself: it is trained where it was sampled, and there only
+    batch = collate([Row((end,)), Row((Sample((1, 2), (3,), (0.0,), 0.0, "executor"),))], pad)
+    assert batch.target_K.tolist() == [*end.completion_ids, 3] and batch.source_K[-1] == batch.ids_B_T.shape[1] + 1
 
 
 def test_micro_batches_hold_every_sample_once_within_the_budget(policy):
