@@ -31,7 +31,7 @@ def flags(config_class, argv, description, default=None):
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─┌┐└┘]", " ", said.getvalue()).split())
+        text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─┌┐└┘]|-{4,}", " ", said.getvalue()).split())
         raise BadInput(re.sub(r"^(Parsing error|Required options|Unrecognized options|Value error) ", "", text)) from None
 
 

@@ -173,9 +173,10 @@ class HFEngine:
             part = batch[start:start + self.max_batch]
             try:
                 completions = generate(self.policy, [request for request, _ in part])
-            except RuntimeError as error:  # torch: out of memory, device errors
+            except Exception as error:  # the boundary to torch: whoever waits gets the error, and nobody waits for ever
+                failure = EngineError(str(error)[:300]) if isinstance(error, RuntimeError) else error  # out of memory, device lost
                 for _, future in part:
-                    future.set_exception(EngineError(str(error)[:300]))
+                    future.set_exception(failure)
                 continue
             for (_, future), completion in zip(part, completions):
                 self.tokens += len(completion.ids)

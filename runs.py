@@ -112,8 +112,8 @@ def restore(folder: pathlib.Path, learner) -> int:
 class Records:
     """The two JSONL files of a run, appended to line by line. A resumed run first drops what came after its checkpoint."""
 
-    def __init__(self, out: pathlib.Path, step: int):
-        self.files = {}
+    def __init__(self, out: pathlib.Path, step: int, tracker: str = "none"):
+        self.files, self.send = {}, open_tracker(tracker, out)
         for name in ("metrics", "episodes"):
             path = out / f"{name}.jsonl"
             kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < step] if path.exists() else []
@@ -123,10 +123,27 @@ class Records:
     def write(self, name: str, row: dict) -> None:
         self.files[name].write(json.dumps(row) + "\n")
         self.files[name].flush()
+        if name == "metrics":
+            self.send({key: value for key, value in row.items() if isinstance(value, (int, float))}, row["step"])
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
+
+
+def open_tracker(name: str, out: pathlib.Path):
+    """A function (metrics, step) that sends numbers to TensorBoard or Weights & Biases. Raises BadInput if it is not installed."""
+    if name == "none":
+        return lambda metrics, step: None
+    try:
+        if name == "wandb":
+            import wandb
+            return wandb.init(project="metaagent-x", name=out.name, dir=out).log
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter(out / "tensorboard")
+        return lambda metrics, step: [writer.add_scalar(key, value, step) for key, value in metrics.items()]
+    except ImportError:
+        raise BadInput(f"--tracker {name}: it is not installed; pip install {name}") from None
 
 
 def _whole_lines(path):

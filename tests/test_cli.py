@@ -49,7 +49,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--stage sometimes", "sometimes"),
     (train, "--lr -1", "--lr"),
     (train, "--lr nan", "--lr"),
-    (train, "--questions 900", "--questions"),
+    (train, "--questions 5000", "--questions"),
     (train, "--model {}/nowhere", "nowhere"),
     (train, "--model {}/emptymodel", "emptymodel"),
     (train, "--model {}/notemplate", "chat template"),
@@ -59,16 +59,17 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--tasks {}/empty.jsonl", "no rows"),
     (train, "--tasks {}/list.jsonl", "object"),
     (train, "--tasks {}/latin.jsonl", "UTF-8"),
-    (train, "--tasks {}/few.jsonl", "--questions"),
+    (train, "--tasks {}/few.jsonl", "few.jsonl"),
     (train, "--resume", "--out"),
     (train, "--resume --out {}/nothing", "no checkpoint"),
     (train, "--resume --out {}/corrupt", "corrupt"),
     (train, "--resume --out {}/cut", "corrupt"),
     (train, "--out {}/few.jsonl", "few.jsonl"),
+    (train, "--tracker tensorboard", "not installed"),
     (evaluation, "--modes single,guess", "guess"),
     (evaluation, "--limit 0", "--limit"),
     (evaluation, "--tasks gsm8k --data-dir {}", "gsm8k_test.jsonl"),
-    (evaluation, "--ask  ", "--ask"),
+    (evaluation, "--ask ", "--ask"),
     (evaluation, "--temperature -1", "--temperature"),
     (evaluation, "--model {}/nowhere --tasks arithmetic", "nowhere"),
     (sft, "--data {}/samples.jsonl --out {}/m", "role"),
@@ -91,6 +92,12 @@ def test_bad_input_is_one_line_and_exit_2(program, arguments, names, files, monk
     said = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(said) == 1 and names in said[0] and "Traceback" not in said[0], said
     assert not list(files.glob("**/*.tmp")) and not (files / "run" / "checkpoint").exists() and not (files / "m").exists()
+
+
+def test_batch_sizes_must_divide():
+    train.check(train.Config(questions=12), world=4)
+    with pytest.raises(train.tasks.BadInput, match="--questions 12 does not divide by the 8 ranks; try 16"):
+        train.check(train.Config(questions=12), world=8)
 
 
 def test_it_holds_for_the_real_process_too(tmp_path):

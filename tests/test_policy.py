@@ -6,7 +6,7 @@ import torch
 from conftest import ROOT
 
 import tasks
-from policy import HFEngine, Policy, PromptTooLong, Request, Row, Sample, Scorer, collate, generate, micro_batches, pick, share_prompts
+from policy import EngineError, HFEngine, Policy, PromptTooLong, Request, Row, Sample, Scorer, collate, generate, micro_batches, pick, share_prompts
 
 
 def prompts(policy, count):
@@ -81,6 +81,17 @@ def test_a_failing_coroutine_leaves_the_engine_usable(policy):
         return await engine.sample(prompt, 4, 3)
 
     assert asyncio.run(go()).ids
+
+
+def test_errors_of_the_model_reach_whoever_waits(policy, monkeypatch):
+    """Out of memory is an EngineError (infrastructure); a bug stays what it is. Nobody waits for ever."""
+    for raised, expected in ((RuntimeError("out of memory"), EngineError), (IndexError("a bug"), IndexError)):
+        def fail(*_, raised=raised):
+            raise raised
+
+        monkeypatch.setattr("policy.generate", fail)
+        with pytest.raises(expected):
+            asyncio.run(HFEngine(policy).sample((5, 6), 4, 0))
 
 
 def test_prompts_that_do_not_fit_are_refused(policy):

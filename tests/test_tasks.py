@@ -37,7 +37,7 @@ def test_no_answer_hangs_or_raises(answer):
 def test_families_are_balanced_and_closed_book_where_they_should_be():
     questions = tasks.load("arithmetic", "train", 0, 300)
     assert {q.family for q in questions} == {"compute", "recall", "relay"}
-    assert {q.family: sum(p.family == q.family for p in questions) for q in questions} == dict.fromkeys(("compute", "recall", "relay"), 100)
+    assert {q.family: sum(p.family == q.family for p in questions) for q in questions} == {"compute": 150, "recall": 75, "relay": 75}
     assert all(q.tools == (("python",) if q.family == "compute" else ()) for q in questions)
     for q in questions:  # the gold answers are right
         if q.family == "compute":
@@ -68,4 +68,4 @@ def test_local_benchmarks(name, count, first):
 def test_reasoning_gym_scores_its_own():
     for question in tasks.load("rg:gcd,leg_counting", "heldout", 0, 6):
         assert tasks.grade(question, f"\\boxed{{{question.entry['answer']}}}") == 1.0
-        assert tasks.grade(question, "no box") == 0.0 and tasks.grade(question, r"\boxed{-1}") < 0.5
+        assert tasks.grade(question, "no box") == 0.0 and tasks.grade(question, r"\boxed{77777}") < 0.5
