@@ -71,7 +71,7 @@ def extract_script(text: str) -> str:
     >>> extract_script("Here it is:\\n```python\\nsubmit(a)\\n```")
     'submit(a)'
     """
-    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    blocks = [code for language, code in re.findall(r"```(\w*)[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL) if language in ("", "python", "py")]
     return (blocks[-1] if blocks else text).strip()
 
 

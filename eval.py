@@ -107,6 +107,7 @@ def summarise(name: str, mode: str, trees: list[Tree]) -> Result:
     kept = [tree for tree in trees if tree.valid_M_N.any()]
     if not kept:
         raise SandboxError(f"every execution of {name} failed in the infrastructure: {flat[0][1].detail}")
+    flat = [(design, execution) for design, execution in flat if execution.status != "infrastructure"]
     correct = tuple(tree.rewards_M_N[tree.valid_M_N].mean().item() for tree in kept)
     valid = [execution.status not in ("invalid_script", "crashed") for _, execution in flat]
     return Result(name, mode, sum(correct) / len(correct), interval95(correct), sum(len(e.calls) for _, e in flat) / len(flat),
@@ -128,8 +129,9 @@ async def self_consistency(grow, name, questions, samples, budget: float, seed) 
     trees = await grow(questions, samples, k, (*seed, "vote"), FIXED["single"])
     correct = []
     for tree in trees:
-        answers = [majority(executions) for executions in tree.executions]
-        correct.append(sum(tasks.grade(tree.question, answer) if answer else 0.0 for answer in answers) / samples)
+        answers = [majority(executions) for m, executions in enumerate(tree.executions) if tree.valid_M_N[m].any()]
+        if answers:
+            correct.append(sum(tasks.grade(tree.question, answer) if answer else 0.0 for answer in answers) / len(answers))
     row = summarise(name, "self-consistency", trees)
     return Result(name, f"self-consistency (k={k})", sum(correct) / len(correct), interval95(correct), row.calls * k, row.tokens * k,
                   row.valid_designs, row.structures, tuple(correct))
@@ -210,6 +212,8 @@ def check(config: Config) -> None:
     for flag in ("samples", "limit", "max_calls", "design_tokens", "reply_tokens"):
         if getattr(config, flag) < 1:
             raise tasks.BadInput(f"--{flag.replace('_', '-')} {getattr(config, flag)}: must be at least 1")
+    if config.threads < 0:
+        raise tasks.BadInput(f"--threads {config.threads}: must be 0 or more")
     if not config.temperature >= 0:
         raise tasks.BadInput(f"--temperature {config.temperature}: must be 0 or more")
     if config.ask is not None and not config.ask.strip():

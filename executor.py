@@ -11,7 +11,7 @@ Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 """
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from designer import Design
 from policy import EngineError, PromptTooLong, seed_of
@@ -125,7 +125,7 @@ class _Run:
             try:
                 async with asyncio.timeout(self.budget.seconds):
                     answer = await self.converse(session)
-                    running = answer is not None
+                running = answer is not None
             finally:
                 if running:  # whatever it is still doing: its answer is in, or it has none
                     session.kill()
@@ -189,12 +189,12 @@ class _Run:
         rounds = ask["max_turns"] if "python" in ask["tools"] else 0
         for turn in range(rounds + 1):
             prompt_ids, completion = await self.sample(messages, (number, turn))
+            call = self.calls[number, turn] = Call(ask["name"], prompt_ids, completion.ids, completion.logprobs, completion.text, tuple(messages))
             code = python_block(completion.text) if turn < rounds else None
-            output = await self.python(code) if code is not None else None
-            self.calls[number, turn] = Call(ask["name"], prompt_ids, completion.ids, completion.logprobs, completion.text,
-                                            tuple(messages), output)
-            if output is None:
+            if code is None:
                 break
+            output = await self.python(code)
+            self.calls[number, turn] = replace(call, tool_output=output)
             messages = messages + tool_messages(completion.text, output, last=turn == rounds - 1)
         if ask["memory"]:
             history += [{"role": "user", "content": ask["text"]}, {"role": "assistant", "content": completion.text}]
@@ -232,6 +232,6 @@ def check_ask(ask) -> None:
     if not 0 <= ask["max_turns"] <= 16:
         raise ProtocolError("max_turns is 0 to 16")
     try:
-        (ask["text"] + ask["instructions"] + ask["name"]).encode()
+        "".join((ask["text"], ask["instructions"], ask["name"], *ask["tools"])).encode()
     except UnicodeEncodeError:
         raise ProtocolError("text that is not Unicode") from None

@@ -37,7 +37,7 @@ RUN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21,
        37, 38, 39, 60, 61, 63, 73, 74, 75, 77, 78, 79, 80, 81, 89, 95, 96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 111, 115,
        118, 120, 121, 124, 127, 128, 131, 140, 158, 186, 201, 202, 204, 217, 218, 219, 221, 228, 229, 230, 231, 232, 233, 247,
        257, 262, 267, 269, 270, 271, 273, 281, 290, 291, 292, 293, 309, 318, 324, 332, 334, 436, 439]
-CLONE, FORK, KILL, TGKILL, PRLIMIT, PRCTL, IOCTL, FCNTL, CLONE3 = 56, 57, 62, 234, 302, 157, 16, 72, 435
+CLONE, FORK, KILL, TGKILL, PRLIMIT, PRCTL, IOCTL, FCNTL, CLONE3, CLOSE_RANGE = 56, 57, 62, 234, 302, 157, 16, 72, 435, 436
 SERVER = [FORK, KILL, 46, 47, 112, 141, 160, 434]  # fork kill sendmsg recvmsg setsid setpriority setrlimit pidfd_open
 PRETEND = [90, 91, 132, 235, 261, 268, 280, 452]  # chmod and utime in all their forms
 IOCTLS = [0x5401, 0x541B, 0x5421, 0x5450, 0x5451]  # TCGETS FIONREAD FIONBIO FIONCLEX FIOCLEX
@@ -96,7 +96,7 @@ def run_filter(pid):
     rules.append(_argument_rule(CLONE, 0, [CLONE_THREAD], ALLOW, EPERM, mask=CLONE_THREAD))
     rules.append(_argument_rule(TGKILL, 0, [pid], ALLOW, EPERM))
     rules.append(_argument_rule(PRCTL, 0, [PR_SET_NAME], ALLOW, EPERM))
-    rules.append(_argument_rule(PRLIMIT, 2, [0], ALLOW, EPERM))  # reading a limit, not setting one
+    rules.append(_argument_rule(PRLIMIT, 0, [0], ALLOW, EPERM))  # its own limits alone, which it can't raise without capabilities
     return _program(rules, ALLOW)
 
 
@@ -140,7 +140,7 @@ def drop_privileges():
 
 def readable_paths():
     """What the interpreter needs to import the standard library and its extension modules."""
-    return sorted({sys.base_prefix, os.path.dirname(os.__file__), "/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo",
+    return sorted({os.path.join(sys.base_prefix, "lib"), os.path.dirname(os.__file__), "/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo",
                    "/etc/localtime", "/dev/null", "/dev/zero", "/dev/urandom"})
 
 
@@ -158,7 +158,8 @@ def enter_run(fds, limits):
     moved = [os.dup(fd) for fd in fds]  # first out of the way of 0-3
     for number, fd in enumerate(moved):
         os.dup2(fd, number)
-    os.closerange(len(moved), 64)
+    if LIBC.syscall(CLOSE_RANGE, ctypes.c_uint(len(moved)), ctypes.c_uint(0xFFFFFFFF), 0):  # all others, whatever their number
+        raise OSError(ctypes.get_errno(), "close_range")
     cpu = int(limits["cpu"]) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
@@ -285,7 +286,12 @@ class Server:
                 self.runs[message["id"]][2] = None if left is None else time.monotonic() + left
 
     def start(self, message, fds):
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no more processes: this run fails, the others and the server go on
+            for fd in fds:
+                os.close(fd)
+            return self.report({"id": message["id"], "failed": f"fork: {error.strerror}"})
         if pid == 0:
             try:
                 enter_run(fds, message["limits"])
@@ -312,7 +318,10 @@ class Server:
         _, status, usage = os.wait4(pid, 0)
         report = {"id": name, "exit": os.waitstatus_to_exitcode(status), "why": why, "seconds": time.monotonic() - started,
                   "cpu": usage.ru_utime + usage.ru_stime}
-        self.control.sendmsg([json.dumps(report).encode()])
+        self.report(report)
+
+    def report(self, message):
+        self.control.sendmsg([json.dumps(message).encode()])
 
 
 def main():

@@ -15,6 +15,7 @@ and returns its answer; the parent (executor.py) speaks for the agents, records 
 rules: a script can only submit something that an agent said, and it sees nothing but the question.
 Test: `pytest tests/test_mas.py`. Read next: sandbox.py.
 """
+import itertools
 import re
 from collections import Counter
 
@@ -35,6 +36,9 @@ class Reply(str):
         return reply
 
 
+_keys = itertools.count()  # which agent asks: its memory is kept by this number
+
+
 class Agent:
     """Agent(name, instructions, tools=(), memory=False, max_turns=2): one agent; call it with a text, get a Reply.
 
@@ -44,7 +48,7 @@ class Agent:
 
     def __init__(self, name, instructions, tools=(), memory=False, max_turns=2):
         self.name, self.instructions, self.tools = str(name), str(instructions), [str(tool) for tool in tools]
-        self.memory, self.max_turns = bool(memory), int(max_turns)
+        self.memory, self.max_turns, self._key = bool(memory), int(max_turns), next(_keys)
 
     def __call__(self, text):
         return ask_all([self], text)[0]
@@ -59,7 +63,7 @@ def ask_all(agents, text):
     texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(agents)
     if not agents or len(texts) != len(agents):
         raise ValueError(f"{len(agents)} agents and {len(texts)} texts: need one text for all, or one each")
-    asks = [{"agent": id(agent), "name": agent.name, "instructions": agent.instructions, "tools": agent.tools,
+    asks = [{"agent": agent._key, "name": agent.name, "instructions": agent.instructions, "tools": agent.tools,
              "memory": agent.memory, "max_turns": agent.max_turns, "text": str(text)} for agent, text in zip(agents, texts)]
     replies = _request({"op": "ask", "asks": asks})["replies"]
     return [Reply(reply["text"], reply["id"], reply["answer"], agent.name) for reply, agent in zip(replies, agents)]
@@ -127,4 +131,4 @@ def _majority(replies, text, judge_agent):
 def _approved(review):
     # A whole last line, not a substring: "INCORRECT" must not count as "CORRECT", nor "NOT APPROVED" as "APPROVED".
     lines = [line.strip(" .!*`\"'\t") for line in review.splitlines() if line.strip()]
-    return bool(lines) and lines[-1].upper() == "APPROVED"
+    return review.answer == "APPROVED" or bool(lines) and lines[-1].upper() == "APPROVED"

@@ -5,7 +5,7 @@ log-probabilities out, and nothing that is trained on is ever re-tokenised from 
 
 Sampling is plain (temperature 1, no top-k, top-p or repetition penalty): the distribution that is sampled is the one that
 is scored. (Trap avoided: greedy executor calls with a repetition penalty, scored under another distribution.)
-A sample depends on its prompt and its seed, not on its batch: one uniform number per token, drawn from the sample's own
+A sample depends on its prompt and its seed, not (but for rounding) on its batch: one uniform number per token, drawn from the sample's own
 generator, goes through the inverse of the cumulative distribution.
 
 Shapes: B rows, T positions, V vocabulary, K completion tokens of a micro-batch, all rows one after another.
@@ -129,17 +129,17 @@ class HFEngine:
         running = len(coroutines)
         self.live += running - 1
 
-        async def one(coroutine):
+        def ended(_):
             nonlocal running
-            try:
-                return await coroutine
-            finally:
-                running -= 1
-                if running:  # the last one hands its place back to the caller
-                    self.live -= 1
-                    self._run_if_all_wait()
+            running -= 1
+            if running:  # the last one hands its place back to the caller
+                self.live -= 1
+                self._run_if_all_wait()
 
-        results = await asyncio.gather(*map(one, coroutines), return_exceptions=True)  # all end before one of them raises
+        running_tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+        for task in running_tasks:
+            task.add_done_callback(ended)  # also when it is cancelled before its first step
+        results = await asyncio.gather(*running_tasks, return_exceptions=True)  # all end before one of them raises
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -167,7 +167,8 @@ class HFEngine:
             asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self):
-        batch, self.waiting = sorted(self.waiting, key=lambda item: (len(item[0].prompt_ids), item[0].seed)), []
+        waiting, self.waiting = [item for item in self.waiting if not item[1].done()], []  # a time-out may have cancelled some
+        batch = sorted(waiting, key=lambda item: (len(item[0].prompt_ids), item[0].seed))
         started = asyncio.get_running_loop().time()
         for start in range(0, len(batch), self.max_batch):
             part = batch[start:start + self.max_batch]
@@ -227,7 +228,7 @@ def pick(logits_B_V, temperature_B, uniform_B):
     greedy_B = temperature_B == 0
     logprobs_B_V = log_softmax(logits_B_V.float() / torch.where(greedy_B, 1.0, temperature_B)[:, None], -1)
     cdf_B_V = logprobs_B_V.double().exp().cumsum(-1)
-    sampled_B = (cdf_B_V < uniform_B[:, None] * cdf_B_V[:, -1:]).sum(-1).clamp(max=logits_B_V.shape[-1] - 1)
+    sampled_B = (cdf_B_V <= uniform_B[:, None] * cdf_B_V[:, -1:]).sum(-1).clamp(max=logits_B_V.shape[-1] - 1)
     token_B = torch.where(greedy_B, logprobs_B_V.argmax(-1), sampled_B)
     return token_B, logprobs_B_V.gather(-1, token_B[:, None])[:, 0]
 

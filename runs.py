@@ -16,16 +16,34 @@ import pathlib
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import torch
+from safetensors import SafetensorError
 
-from cli import atomic_write, log
+from cli import atomic_write, flags, log
 from designer import structure
 from tasks import BadInput
 
 
 # ------------------------------------------------------------------------------------------------------------- the folder
+
+def resolve(config_class, argv, description: str):
+    """The flags; a resumed run starts from those that it was started with. Raises BadInput."""
+    config = flags(config_class, argv, description)
+    if not config.resume:
+        return config
+    if config.out is None:
+        raise BadInput("--resume needs --out, the folder of the run to go on with")
+    saved = read_config(pathlib.Path(config.out), config_class)
+    config = flags(config_class, argv, description, default=saved)
+    free = {"steps", "eval_every", "save_every", "threads", "tracker", "out", "resume", "data_dir"}
+    changed = [field.name for field in fields(config_class)
+               if field.name not in free and getattr(config, field.name) != getattr(saved, field.name)]
+    if changed:
+        raise BadInput(f"--resume: {', '.join('--' + name.replace('_', '-') for name in changed)} can't change within a run")
+    return config
+
 
 def open_folder(config, rank: int) -> pathlib.Path:
     """The run's folder; a new run never writes over an old one."""
@@ -53,7 +71,7 @@ def report(out: pathlib.Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 
 def save(out: pathlib.Path, learner, step: int) -> None:
-    """Write `out`/checkpoint: `step` updates are done. `learner` is train.Learner. Raises OSError (disk full) and then leaves the old one in place."""
+    """Write `out`/checkpoint: `step` updates are done. `learner` is train.Learner. Raises BadInput (disk full) and then leaves the old one in place."""
     new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -61,7 +79,7 @@ def save(out: pathlib.Path, learner, step: int) -> None:
         state = {"optimizer": learner.optimizer.state_dict(), "rng": torch.get_rng_state(), "step": step, "config": asdict(learner.config),
                  "phase": learner.phase and learner.phase.state_dict()}
         torch.save(state, new / "trainer.pt")
-    except (RuntimeError, OSError) as error:  # torch reports a full disk as a RuntimeError
+    except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
         shutil.rmtree(new, ignore_errors=True)
         raise BadInput(f"{out}: the checkpoint of step {step} could not be written ({str(error)[:120]})") from error
     _sync(new)
@@ -78,12 +96,18 @@ def _sync(folder):
             os.fsync(file.fileno())
 
 
-def find(out: pathlib.Path) -> pathlib.Path:
-    """The newest whole checkpoint of a run. Raises BadInput if there is none."""
-    for folder in (out / "checkpoint", out / "checkpoint.old"):
-        if (folder / "trainer.pt").is_file():
-            return folder
-    raise BadInput(f"--resume: no checkpoint in {out}")
+def find(out: pathlib.Path) -> pathlib.Path | None:
+    """The newest whole checkpoint of a run; None if it was stopped before its first."""
+    folders = [folder for folder in (out / "checkpoint", out / "checkpoint.old") if (folder / "trainer.pt").is_file()]
+    return folders[0] if folders else None
+
+
+def read_config(out: pathlib.Path, config_class):
+    """The flags that a run was started with. Raises BadInput."""
+    try:
+        return config_class(**json.loads((out / "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise BadInput(f"--resume: no run in {out} (it has no readable config.json)") from None
 
 
 def read(folder: pathlib.Path) -> dict:
@@ -97,9 +121,8 @@ def read(folder: pathlib.Path) -> dict:
         raise BadInput(f"{folder / 'trainer.pt'}: a corrupt checkpoint ({type(error).__name__})") from None
 
 
-def restore(folder: pathlib.Path, learner) -> int:
-    """Load all but the weights (they are the folder's model) into train.Learner; returns the number of steps done."""
-    state = read(folder)
+def restore(state: dict, learner) -> int:
+    """Load all but the weights (they are the checkpoint's model) into train.Learner; returns the number of steps done."""
     learner.optimizer.load_state_dict(state["optimizer"])
     if learner.phase is not None:
         learner.phase.load_state_dict(state["phase"])
@@ -113,7 +136,7 @@ class Records:
     """The two JSONL files of a run, appended to line by line. A resumed run first drops what came after its checkpoint."""
 
     def __init__(self, out: pathlib.Path, step: int, tracker: str = "none"):
-        self.files, self.send = {}, open_tracker(tracker, out)
+        self.out, self.files, self.send = out, {}, open_tracker(tracker, out)
         for name in ("metrics", "episodes"):
             path = out / f"{name}.jsonl"
             kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < step] if path.exists() else []
@@ -125,6 +148,17 @@ class Records:
         self.files[name].flush()
         if name == "metrics":
             self.send({key: value for key, value in row.items() if isinstance(value, (int, float))}, row["step"])
+
+    def amend(self, found: dict) -> None:
+        """Add an evaluation to the last line of the metrics. The first line keeps the one from before the training, if it is also the last."""
+        *earlier, last = _whole_lines(self.out / "metrics.jsonl")
+        row = json.loads(last)
+        if row["step"] == 0:
+            found = {"eval_before": row.get("eval_before", row["eval_accuracy"]), **found}
+        self.files["metrics"].close()
+        atomic_write(self.out / "metrics.jsonl", "".join(line + "\n" for line in (*earlier, json.dumps(row | found))))
+        self.files["metrics"] = open(self.out / "metrics.jsonl", "a", encoding="utf-8")
+        self.send({"eval_accuracy": found["eval_accuracy"]}, row["step"])
 
     def close(self) -> None:
         for file in self.files.values():
@@ -170,7 +204,7 @@ def episode(step: int, tree, designer_M, executor_M_N, decode) -> dict:
 
 def facts(trees) -> list[dict]:
     """One small row per execution, enough for every metric: what travels between ranks."""
-    return [{"question": tree.question.id, "family": tree.question.family, "m": m, "structure": structure(design.script),
+    return [{"question": f"{tree.question.family}:{tree.question.id}", "family": tree.question.family, "m": m, "structure": structure(design.script),
              "status": execution.status, "runs": execution.status not in ("invalid_script", "crashed"),
              "reward": tree.rewards_M_N[m, n].item(), "calls": len(execution.calls),
              "design_entropy": -mean(design.logprobs), "call_entropy": -mean(p for call in execution.calls for p in call.logprobs)}

@@ -24,6 +24,7 @@ import fcntl
 import json
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
@@ -153,6 +154,8 @@ class Sandbox:
         self.level = "landlock" if self.wanted == "auto" else self.wanted
         if self.level not in LEVELS:
             raise SandboxError(f"unknown sandbox level {self.level!r}: one of auto, {', '.join(LEVELS)}")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a run in flight holds up to seven descriptors here
         await self._start()
         return self
 
@@ -191,6 +194,9 @@ class Sandbox:
         self.control = None
         self.server.kill()  # its runs follow: PDEATHSIG
         self.server.wait()
+        for _, fds in self.unsent:
+            for fd in fds:
+                os.close(fd)
         self.unsent.clear()
         for run in self.runs.values():
             if not run.ended.done():
@@ -210,7 +216,10 @@ class Sandbox:
             report = json.loads(data)
             run = self.runs.pop(report["id"], None)
             if run and not run.ended.done():
-                run.ended.set_result(report)
+                if "failed" in report:
+                    run.ended.set_exception(SandboxError(report["failed"]))
+                else:
+                    run.ended.set_result(report)
 
     def post(self, message: dict, fds=()):
         """Send one control message. A full socket is not a dead server: what does not fit waits its turn."""
@@ -240,11 +249,19 @@ class Sandbox:
         if self.control is None:
             await self._start()  # the server died: runs that were in it are lost, the next ones are not
         code = code.encode("utf-8", "surrogatepass")
-        source = _memfd(b"%d\n" % len(code) + code + stdin)
-        output, errors = _memfd(size=limits.output), _memfd(size=limits.output)
+        opened = list(extra_fds)
+        try:
+            opened.append(_memfd(b"%d\n" % len(code) + code + stdin))
+            opened += [_memfd(size=limits.output), _memfd(size=limits.output)]
+            opened += [os.dup(fd) for fd in opened[-2:]]
+        except OSError as error:
+            for fd in opened:
+                os.close(fd)
+            raise SandboxError(f"no descriptors or memory for another run ({error.strerror})") from None
+        *extra, source, output, errors, output_copy, errors_copy = opened
         self.counter += 1
         run = self.runs[self.counter] = Run(self, self.counter, limits, output, errors)
-        fds = [source, os.dup(output), os.dup(errors), *extra_fds]
+        fds = [source, output_copy, errors_copy, *extra]
         self.post({"op": "run", "id": run.name, "kind": kind, "limits": asdict(limits)}, fds)
         return run
 

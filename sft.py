@@ -269,14 +269,19 @@ def read_samples(path: pathlib.Path):
     """The rows of a collected file. Raises BadInput with the line that is wrong."""
     rows = []
     for number, row in enumerate(tasks.read_jsonl(path), 1):
-        if row.get("role") not in ("designer", "executor") or not isinstance(row.get("completion"), str) or not isinstance(row.get("messages"), list):
-            raise tasks.BadInput(f"{path}, row {number}: needs role (designer or executor), messages (a list) and completion (a text)")
+        if row.get("role") not in ("designer", "executor") or not isinstance(row.get("completion"), str) or not _is_conversation(row.get("messages")):
+            raise tasks.BadInput(f"{path}, row {number}: needs role (designer or executor), messages (with role and content) and completion (a text)")
         rows.append((row["role"], row["messages"], row["completion"]))
     return rows
 
 
-def build_tiny(config: Config, folder: pathlib.Path) -> Policy:
-    """The tiny model before its cold start, saved in `folder`, and loaded like any other."""
+def _is_conversation(messages) -> bool:
+    return isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+                                              for m in messages)
+
+
+def build_tiny(config: Config, folder: pathlib.Path) -> tuple[Policy, list[Sample]]:
+    """The tiny model before its cold start, saved in `folder` and loaded like any other, and the samples for it."""
     rows = cold_start(config.samples, config.seed)
     texts = [m["content"].split("\n")[0] if m["role"] == "system" else m["content"] for _, messages, _ in rows[:20_000] for m in messages]
     tokenizer = tiny_tokenizer(texts + [completion for _, _, completion in rows[:20_000]], 1024)
@@ -289,7 +294,9 @@ def build_tiny(config: Config, folder: pathlib.Path) -> Policy:
 def train(config: Config) -> None:
     """Fine-tune, or build the tiny model, and write the folder whole or not at all."""
     out = pathlib.Path(config.out)
-    folder = out.with_name(out.name + ".new")
+    folder, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
+    if out.exists() and not (out / "config.json").is_file():
+        raise tasks.BadInput(f"--out {out}: exists and is not a model's folder; nothing was touched")
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(config.seed)
     if config.data is None:
@@ -306,8 +313,9 @@ def train(config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     policy.save(folder)
     if out.exists():
-        shutil.rmtree(out)
+        out.rename(old)
     folder.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
     log.info(f"{out}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {config.steps} steps on {len(samples)} samples")
 
 
@@ -332,9 +340,13 @@ async def collect(config: Config, policy: Policy) -> list[dict]:
 
 def main(argv) -> None:
     config = cli.flags(Config, argv, "The cold start: build the tiny model, fine-tune on samples, or collect samples from a teacher.")
-    for flag in ("questions", "designs", "executions", "samples", "steps", "batch", "max_length"):
+    for flag in ("questions", "designs", "executions", "samples", "steps", "batch", "max_length", "design_tokens", "reply_tokens", "threads"):
         if getattr(config, flag) < 1:
             raise tasks.BadInput(f"--{flag.replace('_', '-')} {getattr(config, flag)}: must be at least 1")
+    if not 0 < config.lr < math.inf:
+        raise tasks.BadInput(f"--lr {config.lr}: must be a positive number")
+    if config.data and config.out == "tiny":
+        raise tasks.BadInput("--data needs --out, a folder of its own")
     if config.model and not config.data:
         raise tasks.BadInput("--model without --data: give the samples to fine-tune on")
     torch.set_num_threads(config.threads)
@@ -342,6 +354,7 @@ def main(argv) -> None:
         return train(config)
     if config.out == "tiny":
         raise tasks.BadInput("--collect needs --out FILE.jsonl")
+    pathlib.Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     policy = Policy(cli.model_path(config.teacher), "cuda" if torch.cuda.is_available() else "cpu")
     try:
         rows = asyncio.run(collect(config, policy))

@@ -7,12 +7,9 @@ The default set, `arithmetic`, is a small closed world made from a seed: three f
 design can serve them all, by their nature (see the section below). `rg:NAME[,NAME]` opens any reasoning-gym generator with
 its own scorer, a path opens a JSONL file, and `gsm8k`, `math500`, `aime24`, `aime25` come from `--data-dir` or the Hub.
 
-Grading math (ours, around math-verify): the last \\boxed by brace matching, never a number in prose; integers exactly; else
-math-verify with both sides boxed, in a worker process that can be killed. Traps avoided: boxed answers are not
-de-duplicated ("42, 17, 42" is 42), no numeric tolerance (703 is not 700), no "answer is 0..999" hint in any prompt.
-Test: `pytest tests/test_tasks.py`. Read next: mas.py.
+Grading is grading.py's. No hint about the answer ("an integer 0..999") is added to any prompt.
+Test: `pytest tests/test_tasks.py`. Read next: grading.py.
 """
-import atexit
 import hashlib
 import itertools
 import json
@@ -20,11 +17,9 @@ import os
 import pathlib
 import random
 import re
-import select
-import subprocess
-import sys
-import threading
 from dataclasses import dataclass, field
+
+from grading import REFUSED, canonical_integer, final_answer, grade, grade_math, last_boxed  # noqa: F401 - the public names
 
 
 class BadInput(ValueError):
@@ -197,6 +192,8 @@ def _from_row(row, where, family):
     if not isinstance(prompt, str) or answer is None:
         missing = "question (or problem, prompt)" if not isinstance(prompt, str) else "answer (or final_answer)"
         raise BadInput(f"{where}: no column {missing}; the row has {', '.join(sorted(row)) or 'none'}")
+    if isinstance(row.get("solution"), str) and answer == row["solution"]:
+        answer = last_boxed(answer) or answer  # a worked solution: its box is the answer
     if isinstance(answer, list):
         answer = ",".join(map(str, answer))
     answer = str(answer).split("####")[-1].strip()  # GSM8K keeps the answer behind ####
@@ -221,6 +218,8 @@ def _reasoning_gym(name, split, seed, size):
     from reasoning_gym.factory import DATASETS
     if name not in DATASETS:
         raise BadInput(f"--tasks rg:{name}: reasoning-gym has no generator of that name")
+    if name in REFUSED:
+        raise BadInput(f"--tasks rg:{name}: its scorer runs the answer as code; not with answers of a model")
     questions, wanted = {}, split != "train"
     for entry in reasoning_gym.create_dataset(name, seed=seed, size=min(20 * size, 20_000)):
         if held_out(entry["question"]) == wanted and entry["question"] not in questions:
@@ -242,157 +241,3 @@ def _interleave(lists):
     """Merge so that every stretch holds the lists in proportion to their lengths."""
     places = sorted(((i + 0.5) / len(part), number, i) for number, part in enumerate(lists) for i in range(len(part)))
     return [lists[number][i] for _, number, i in places]
-
-
-# ------------------------------------------------------------------------------------------------------------- grading
-
-def grade(question: Question, text: str) -> float:
-    """The reward of an answer, 0.0 to 1.0, by the rule of the question's kind."""
-    return _grade_rg(question, text) if question.kind == "rg" else grade_math(question.answer, text)
-
-
-def last_boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{} or \\fbox{}, by brace matching; None if there is none or it is not closed.
-
-    >>> last_boxed(r"\\boxed{42}, then \\boxed{17}, then \\boxed{\\frac{4}{2}}")
-    '\\\\frac{4}{2}'
-    """
-    start = None
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        start = match
-    if start is None:
-        return None
-    depth = 1
-    for position in range(start.end(), len(text)):
-        if text[position] in "{}" and text[position - 1] != "\\":
-            depth += 1 if text[position] == "{" else -1
-            if depth == 0:
-                return text[start.end():position].strip() or None
-    return None
-
-
-def final_answer(text: str) -> str | None:
-    """The answer that a reply commits to: its last box, else its last line that starts with "Answer:"."""
-    if re.search(r"\\(?:boxed|fbox)\s*\{", text):
-        return last_boxed(text)
-    lines = re.findall(r"^\s*\**answer:?\**:?[ \t]+(.+?)\**\s*$", text, re.IGNORECASE | re.MULTILINE)
-    return lines[-1].strip() or None if lines else None
-
-
-def canonical_integer(text: str) -> str | None:
-    """The integer that a LaTeX text writes, as plain digits; None if it is not one.
-
-    >>> canonical_integer(r"32,\\!349"), canonical_integer("073"), canonical_integer(r"125\\text{ miles}"), canonical_integer("1,2")
-    ('32349', '73', '125', None)
-    """
-    text = re.sub(r"\\(?:text|mbox|textnormal|mathrm)\{[^{}]*\}(\^\{?\d\}?)?\s*$", "", text.strip().strip("$").strip())
-    text = text.replace("\\!", "").replace("\\$", "").replace("{,}", ",").strip()
-    text = re.sub(r"\^\{?\\circ\}?$|\.0*$", "", text)
-    if not re.fullmatch(r"[+-]?(\d+|\d{1,3}(,\d{3})+)", text):
-        return None
-    digits = text.replace(",", "").lstrip("+-").lstrip("0") or "0"
-    return ("-" if text[0] == "-" and digits != "0" else "") + digits
-
-
-def grade_math(gold: str, text: str) -> float:
-    """1.0 if the answer that `text` commits to equals `gold`, else 0.0. Never raises on any text; at most 10 s.
-
-    >>> grade_math("700", r"\\boxed{703}"), grade_math("42", r"\\boxed{42}, 17, \\boxed{42}")
-    (0.0, 1.0)
-    """
-    answer = final_answer(text)
-    if answer is None:
-        return 0.0
-    gold, percent = gold.strip(), "%" in gold
-    if percent:  # 28 and 28% are the same only where the gold is a percentage
-        gold, answer = (re.sub(r"\\?%", "", side) for side in (gold, answer))
-    number = canonical_integer(gold)
-    if number is not None:
-        if (said := canonical_integer(answer)) is not None:
-            return float(said == number)
-        if "%" in answer:
-            return 0.0
-    if len(answer) > 2000:
-        return 0.0
-    return float(_WORKER.check(_plain(gold), _plain(answer)))
-
-
-def _plain(latex):
-    return re.sub(r"\\(?:mathrm|text)\{\s*e\s*\}", "e", latex).replace("\\fbox", "\\boxed")
-
-
-def _grade_rg(question, text):
-    import reasoning_gym
-    answer = final_answer(text)
-    if answer is None:
-        return 0.0
-    entry = {key: value for key, value in question.entry.items() if key != "generator"}
-    return float(reasoning_gym.get_score_answer_fn(question.entry["generator"])(answer, entry))
-
-
-class MathWorker:
-    """One child process that runs math-verify. Some answers (9^{9^{9}}) freeze Python inside one big-integer operation,
-    where no alarm and no thread can reach: so the check runs elsewhere and is killed after `seconds`."""
-
-    def __init__(self, seconds: float = 8.0):
-        self.seconds, self.process, self.lock = seconds, None, threading.Lock()
-
-    def check(self, gold: str, answer: str) -> bool:
-        with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                self.process = subprocess.Popen([sys.executable, __file__, "--math-worker"], stdin=subprocess.PIPE,
-                                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-                self._ask(None, 60.0)  # the import of sympy is not part of the check
-            return self._ask([gold, answer], self.seconds) is True
-
-    def _ask(self, question, seconds):
-        try:
-            self.process.stdin.write(json.dumps(question).encode() + b"\n")
-            self.process.stdin.flush()
-            if select.select([self.process.stdout], [], [], seconds)[0]:
-                return json.loads(self.process.stdout.readline() or b"null")
-        except BrokenPipeError:
-            pass
-        self.close()  # too slow, or dead: the next check gets a fresh one
-        return None
-
-    def close(self):
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-
-_WORKER = MathWorker()
-atexit.register(_WORKER.close)
-
-
-def _math_worker():
-    import logging
-    import resource
-
-    import sympy
-    from math_verify import parse, verify
-    logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-
-    def check(gold, answer):
-        gold, answer = parse("\\boxed{" + gold + "}"), parse("\\boxed{" + answer + "}")
-        if not verify(gold, answer):  # gold first: verify is not symmetric
-            return False
-        numbers = [side[0] for side in (gold, answer) if side and isinstance(side[0], sympy.Expr) and side[0].is_number]
-        if len(numbers) == 2 and abs(numbers[0].evalf()) < 1e-8:  # verify takes 1/2004! and 1/2006! for the same nothing
-            return bool(abs((numbers[0] - numbers[1]) / numbers[0]).evalf(30) < 1e-6) if numbers[0] != 0 else numbers[1] == 0
-        return True
-
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            result = question is not None and bool(check(*question))
-        except Exception:  # the boundary: whatever sympy does with a model's text, the text is then not the answer
-            result = False
-        print(json.dumps(result), flush=True)
-
-
-if __name__ == "__main__" and sys.argv[1:] == ["--math-worker"]:
-    _math_worker()

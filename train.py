@@ -16,13 +16,12 @@ shared weights of a small model forget the role that is not trained; (2) --phase
 --executions 2 (4 and 4), --lr 3e-4 (5e-6): this model is small and its runs are short; (3) --clip-high may differ from
 --clip-low; (4) --kl and --dual-clip exist and are off, as in the paper.
 Traps avoided: everything is seeded, and the held-out questions are the same at every evaluation; a step with nothing to
-learn from, or a rank without samples, still takes part in the collectives and can't hang the others.
+learn from, or a rank without samples, takes part in the collectives and can't hang the others.
 Test: `pytest tests/test_train.py`. Read next: eval.py.
 """
 import asyncio
 import contextlib
 import copy
-import dataclasses
 import json
 import math
 import os
@@ -89,7 +88,7 @@ class Config:
     kl: float = 0.0
     """Weight of the KL term to the starting model."""
     anchor: float = 1.0
-    """Weight of the KL term that holds the idle role where it was at the start of the phase (stagewise only)."""
+    """Weight of the KL term that holds the idle role where it was at the start of the phase; stagewise only."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     design_tokens: int = 96
@@ -128,8 +127,7 @@ class Config:
 
 def check(config: Config, world: int) -> None:
     """Refuse what can't work, before anything is loaded. Raises BadInput."""
-    for name in ("steps", "questions", "designs", "executions", "phase_steps", "design_tokens", "reply_tokens", "max_calls",
-                 "batch_tokens", "train_size", "eval_size"):
+    for name in "steps questions designs executions phase_steps design_tokens reply_tokens max_calls batch_tokens train_size eval_size".split():
         if getattr(config, name) < 1:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     for name in ("eval_every", "save_every", "threads", "kl", "anchor", "weight_decay"):
@@ -162,7 +160,7 @@ class Learner:
         self.module = DistributedDataParallel(self.scorer) if dist.is_initialized() else self.scorer
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.start = Scorer(Policy(cli.model_path(config.model), str(policy.device)).model) if config.kl else None  # the reference of --kl
-        self.phase = copy.deepcopy(self.scorer) if config.anchor else None  # the reference of --anchor
+        self.phase = copy.deepcopy(self.scorer) if config.anchor and config.stage == "stagewise" else None  # the reference of --anchor
         self.bad_steps = 0
 
     def new_phase(self) -> None:
@@ -188,8 +186,8 @@ class Learner:
         count = int(all_reduce(len(work), dist.ReduceOp.MAX))
         empty = [Row((Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor"),))], math.inf, 0.0, None, held
         for number in range(count):
-            last = number == count - 1
-            with contextlib.nullcontext() if last or not dist.is_initialized() else self.module.no_sync():
+            waits = dist.is_initialized() and number < count - 1  # the gradients are summed over ranks at the last one
+            with self.module.no_sync() if waits else contextlib.nullcontext():
                 self.backward(*(work[number] if number < len(work) else empty))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip).item()
         self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
@@ -235,10 +233,11 @@ class Trainer:
         if len(self.pool) < config.questions:
             raise tasks.BadInput(f"--tasks {config.tasks}: {len(self.pool)} training questions, fewer than --questions {config.questions}")
         folder = runs.find(out) if config.resume else None
+        state = runs.read(folder) if folder else None
         self.policy = Policy(str(folder) if folder else cli.model_path(config.model), device)
         self.learner = Learner(self.policy, config)
         self.engine = HFEngine(self.policy)
-        self.step = runs.restore(folder, self.learner) if folder else 0
+        self.step = runs.restore(state, self.learner) if state else 0
         self.records = runs.Records(out, self.step, config.tracker) if rank == 0 else None
 
     def batch_of(self, step: int) -> list[tasks.Question]:
@@ -270,40 +269,46 @@ class Trainer:
             executor_Q_M_N = credit.executor_advantages(rewards, valid, config.executor_group, config.norm)
             if step == 0 or roles != self.roles_of(step - 1):
                 self.learner.new_phase()
-            idle = idle_samples(trees, {"designer", "executor"} - roles, (config.seed, step)) if config.anchor else []
+            idle = idle_samples(trees, {"designer", "executor"} - roles, (config.seed, step)) if self.learner.phase else []
             update = self.learner.update(samples(trees, designer_Q_M, executor_Q_M_N, roles), idle)
             self.engine.sync()
             clock.lap("update")
             self.step = step + 1
             row = {"step": step, "trained_roles": sorted(roles), **runs.measure(gather(runs.facts(trees))), **update, **clock.row()}
             row |= before if step == 0 else {}
-            if self.step == config.steps or config.eval_every and self.step % config.eval_every == 0:
-                row |= {"eval_before": row["eval_accuracy"]} if step == 0 else {}
-                row |= await self.evaluate(grow, fixed=self.step == config.steps)
             if self.rank == 0:
                 self.records.write("metrics", row)
                 self.records.write("episodes", runs.episode(step, trees[0], designer_Q_M[0], executor_Q_M_N[0], self.policy.text))
-            if bar.disable and self.rank == 0 and (self.step % config.phase_steps == 0 or self.step == config.steps):
-                log.info(f"step {self.step}/{config.steps}: {' and '.join(sorted(roles))} learned, reward {row['reward']:.2f}, "
-                         f"valid designs {row['valid_designs']:.2f}, {row['seconds']:.1f} s a step")
-            bar.set_postfix(designer=f"{row['designer_reward']:.2f}", executor=f"{row['executor_reward']:.2f}", learns="+".join(sorted(roles)))
+            if self.step < config.steps and config.eval_every and self.step % config.eval_every == 0:
+                await self.evaluate(grow, amend=True)
+            if bar.disable and self.rank == 0 and self.step % config.phase_steps == 0:
+                log.info(f"step {self.step}/{config.steps}: {'+'.join(sorted(roles))} learned, reward {row['reward']:.2f}")
+            bar.set_postfix(designer=f"{row['designer_reward']:.2f}", executor=f"{row['executor_reward']:.2f}", learns=row["trained_roles"])
             if self.step == config.steps or config.save_every and self.step % config.save_every == 0:
                 self.save()
+        await self.evaluate(grow, fixed=True, amend=True)  # also when a run is resumed that was stopped just here
 
-    async def evaluate(self, grow, fixed: bool) -> dict:
-        """The held-out questions, the same every time, each answered once; with `fixed`, by every hand-written design too."""
+    async def evaluate(self, grow, fixed: bool = False, amend: bool = False) -> dict:
+        """The held-out questions, the same every time, each answered once; with `fixed`, by every hand-written design too.
+        What the infrastructure spoiled is left out. `amend`: add the result to the last line of the metrics."""
         mine, seed = self.held_out[self.rank::world_size()], (self.config.seed, "held-out")
-        rows = gather(runs.facts(await grow(mine, 1, 1, seed)))
-        found = {"eval_accuracy": runs.mean(row["reward"] for row in rows), "eval_valid_designs": runs.mean(row["runs"] for row in rows),
-                 "eval_families": {}}
+        rows, families = await self.valid(grow, mine, seed), {}
         for family in sorted({row["family"] for row in rows}):
             part = [row for row in rows if row["family"] == family]
-            found["eval_families"][family] = {"accuracy": runs.mean(row["reward"] for row in part),
-                                              "designs": dict(Counter(row["structure"] for row in part).most_common())}
+            families[family] = {"accuracy": runs.mean(row["reward"] for row in part),
+                                "designs": dict(Counter(row["structure"] for row in part).most_common())}
+        found = {"eval_accuracy": runs.mean(row["reward"] for row in rows), "eval_valid_designs": runs.mean(row["runs"] for row in rows),
+                 "eval_families": families}
         if fixed:
-            found["eval_fixed"] = {name: runs.mean(row["reward"] for row in gather(runs.facts(await grow(mine, 1, 1, seed, script))))
+            found["eval_fixed"] = {name: runs.mean(row["reward"] for row in await self.valid(grow, mine, seed, script))
                                    for name, script in FIXED.items()}
+        if amend and self.rank == 0:
+            self.records.amend(found)
         return found
+
+    async def valid(self, grow, questions, seed, script=None) -> list[dict]:
+        rows = gather(runs.facts(await grow(questions, 1, 1, seed, script)))
+        return [row for row in rows if row["status"] != "infrastructure"]
 
     def save(self) -> None:
         if self.rank == 0:
@@ -337,23 +342,6 @@ def gather(rows: list[dict]) -> list[dict]:
 
 # ----------------------------------------------------------------------------------------------------------------- start
 
-def resolve(argv) -> Config:
-    """The flags; a resumed run starts from those that it was started with. Raises BadInput."""
-    config = cli.flags(Config, argv, "Train one model as the designer and the executor of multi-agent systems.")
-    if not config.resume:
-        return config
-    if config.out is None:
-        raise tasks.BadInput("--resume needs --out, the folder of the run to go on with")
-    saved = Config(**runs.read(runs.find(pathlib.Path(config.out)))["config"])
-    config = cli.flags(Config, argv, "", default=saved)
-    free = {"steps", "eval_every", "save_every", "threads", "tracker", "out", "resume", "data_dir"}
-    changed = [field.name for field in dataclasses.fields(Config)
-               if field.name not in free and getattr(config, field.name) != getattr(saved, field.name)]
-    if changed:
-        raise tasks.BadInput(f"--resume: {', '.join('--' + name.replace('_', '-') for name in changed)} can't change within a run")
-    return config
-
-
 async def run(trainer: Trainer) -> None:
     """Train; on Ctrl-C or SIGTERM save what is done and say how to go on."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
@@ -373,10 +361,12 @@ async def run(trainer: Trainer) -> None:
 
 def main(argv) -> None:
     rank, world, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    config = resolve(argv)
+    config = runs.resolve(Config, argv, "Train one model as the designer and the executor of multi-agent systems.")
     check(config, world)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
     out = runs.open_folder(config, rank)
@@ -386,6 +376,8 @@ def main(argv) -> None:
         asyncio.run(run(trainer))
     except SandboxError as error:
         raise tasks.BadInput(str(error)) from None
+    except asyncio.CancelledError:  # SIGTERM
+        raise SystemExit(143) from None
     finally:
         if rank == 0:
             trainer.records.close()

@@ -1,4 +1,5 @@
 """Bad input: one clear line, exit code 2, no traceback, nothing half-written."""
+import dataclasses
 import json
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def files(tmp_path):
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
     for name, content in (("corrupt", b"not a checkpoint"), ("cut", (ROOT / "tiny" / "model.safetensors").read_bytes()[:1000])):
         (tmp_path / name / "checkpoint").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps(dataclasses.asdict(train.Config())))
         (tmp_path / name / "checkpoint" / "trainer.pt").write_bytes(content)
     return tmp_path
 
@@ -61,7 +63,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--tasks {}/latin.jsonl", "UTF-8"),
     (train, "--tasks {}/few.jsonl", "few.jsonl"),
     (train, "--resume", "--out"),
-    (train, "--resume --out {}/nothing", "no checkpoint"),
+    (train, "--resume --out {}/nothing", "no run"),
     (train, "--resume --out {}/corrupt", "corrupt"),
     (train, "--resume --out {}/cut", "corrupt"),
     (train, "--out {}/few.jsonl", "few.jsonl"),
@@ -121,9 +123,8 @@ def test_help_shows_defaults(capsys):
 
 
 def test_flags_of_a_resumed_run_can_not_change(tmp_path):
-    from policy import Policy
-    runs.save(tmp_path, train.Learner(Policy(str(ROOT / "tiny")), train.Config(questions=3, out=str(tmp_path))), 1)
-    same = train.resolve(["--out", str(tmp_path), "--resume", "--steps", "7"])
+    runs.open_folder(train.Config(questions=3, out=str(tmp_path)), 0)
+    same = runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--steps", "7"], "")
     assert (same.questions, same.steps) == (3, 7)
     with pytest.raises(train.tasks.BadInput, match="--questions"):
-        train.resolve(["--out", str(tmp_path), "--resume", "--questions", "4"])
+        runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--questions", "4"], "")

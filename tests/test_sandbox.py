@@ -91,6 +91,33 @@ def test_every_known_attack_is_contained(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_a_run_has_its_own_descriptors_and_no_other():
+    """Also where the parent holds many: the server's own line must not be among them, or a run could report its own end."""
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]
+    try:
+        code = "import os\nfor fd in range(400):\n    try: os.fstat(fd); print(fd)\n    except OSError: pass"
+        assert run(code).stdout.split() == ["0", "1", "2"]
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def test_nobodys_limits_can_be_changed():
+    code = f"""
+import ctypes, resource
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+place = libc.mmap(ctypes.c_void_p(1 << 32), 4096, 3, 0x32, -1, 0)  # an address whose low half is zero
+for pid in ({os.getpid()}, 1):
+    print(libc.syscall(302, pid, 4, ctypes.c_void_p(place), None), ctypes.get_errno())
+try:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))
+except (ValueError, OSError):
+    print("refused")
+"""
+    assert run(code).stdout.splitlines() == ["-1 1", "-1 1", "refused"]
+
+
 def talk(script, answer=lambda message: {}, limits=Limits(wall=1.0), count=1):
     """Run a MAS script; `answer` answers each message. Returns [(messages, outcome)]."""
 

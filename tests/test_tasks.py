@@ -21,6 +21,9 @@ def test_every_firm_case_gets_its_verdict():
     ("5", r"\boxed{5\%}", 0), ("3", r"\fbox{3}", 1), ("-3", "Answer: -3", 1), ("7", "answer:\n7", 0), ("1000", r"\boxed{1,000}", 1),
     ("12", r"\boxed{1,2}", 0), (r"\frac{1}{2}", r"\boxed{0.5}", 1), (r"\sqrt{2}", r"\boxed{1.4142}", 0), ("1", r"\boxed{1.0}", 1),
     ("10", r"\boxed{\text{ten}}", 0), (r"\{1,2\}", r"\boxed{\{2,1\}}", 1), ("0", r"\boxed{-0}", 1), ("3", r"\boxed{x=3}", 1),
+    ("256", r"\boxed{12*13+100}", 0), ("256", r"\boxed{x=256}", 1), ("5", r"\boxed{7=5}", 0), ("5", r"\boxed{5 \approx 7}", 0),
+    ("5", r"\boxed{5\text{ or 6}}", 0), ("5", r"\boxed{5\text{ million}}", 0), ("3", r"\boxed{3\mathrm{i}}", 0), ("120", r"\boxed{5!}", 0),
+    ("42", r"\boxed{I tried 17, maybe 42}", 0), ("1000", r"\boxed{1\,000}", 1), ("0.0000002", r"\boxed{0.0000004}", 0), ("5", "Answer: **5**", 1),
     ("9" * 5000, "\\boxed{" + "9" * 5000 + "}", 1), ("5", r"\boxed{5}" + "\ud800", 1), ("5", r"\boxed{{{5}", 0), ("12", "\\boxed{12}\x00", 1)])
 def test_more_cases(gold, text, expected):
     assert tasks.grade_math(gold, text) == expected
@@ -63,6 +66,15 @@ def test_local_benchmarks(name, count, first):
     if name == "gsm8k":
         assert all(tasks.canonical_integer(q.answer) for q in questions)
     assert all(tasks.grade_math(q.answer, f"\\boxed{{{q.answer}}}") for q in questions[:20])
+
+
+@pytest.mark.parametrize("attack", ["__import__('os').system('touch {}')", "print(1)", "9**9**9", "[0]*9999999999", "().__class__", "entry['answer']"])
+def test_reasoning_gym_does_not_run_answers(attack, tmp_path):
+    for question in tasks.load("rg:string_insertion,spiral_matrix,n_queens,countdown,puzzle24,binary_matrix", "heldout", 0, 6):
+        assert tasks.grade(question, "\\boxed{" + attack.replace("{}", str(tmp_path / "pwned")) + "}") < 0.2
+    assert not (tmp_path / "pwned").exists()
+    with pytest.raises(tasks.BadInput, match="runs the answer"):
+        tasks.load("rg:polynomial_multiplication", "heldout", 0, 6)
 
 
 def test_reasoning_gym_scores_its_own():

@@ -90,6 +90,16 @@ def test_killed_and_resumed_equals_straight(straight, tmp_path):
     assert timeless(lines(out)) == timeless(lines(straight[0]))
 
 
+def test_killed_before_the_first_checkpoint_starts_again(straight, tmp_path):
+    out = tmp_path / "run"
+    process = start("--steps", 6, "--out", out, "--save-every", 0)
+    wait_for_steps(process, out, 1)
+    process.kill()
+    process.wait()
+    finish(start("--out", out, "--resume"))
+    assert timeless(lines(out)) == timeless(lines(straight[0]))
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(straight, tmp_path):
     out = tmp_path / "run"
     process = start("--steps", 6, "--out", out, "--save-every", 0)
@@ -144,7 +154,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatc
         pass
     monkeypatch.undo()
     found = runs.find(tmp_path)
-    assert runs.restore(found, subject) == (2 if crash_at == "never" else 1) and Policy(str(found))
+    assert runs.restore(runs.read(found), subject) == (2 if crash_at == "never" else 1) and Policy(str(found))
     runs.save(tmp_path, subject, 3)  # and the next save works
     assert runs.read(runs.find(tmp_path))["step"] == 3
 
