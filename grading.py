@@ -89,7 +89,7 @@ def grade_math(gold: str, text: str) -> float:
     if number is not None:
         if (said := canonical_integer(answer)) is not None:
             return float(said == number)
-        if _UNFINISHED.search(re.sub(r"^\s*[a-zA-Z]\w*\s*=", "", answer)):
+        if not re.search(r"[\d\\]", answer) or _UNFINISHED.search(re.sub(r"^\s*[a-zA-Z]\w*\s*=", "", answer)):
             return 0.0
     if len(answer) > 2000:
         return 0.0

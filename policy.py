@@ -177,11 +177,13 @@ class HFEngine:
             except Exception as error:  # the boundary to torch: whoever waits gets the error, and nobody waits for ever
                 failure = EngineError(str(error)[:300]) if isinstance(error, RuntimeError) else error  # out of memory, device lost
                 for _, future in part:
-                    future.set_exception(failure)
+                    if not future.done():
+                        future.set_exception(failure)
                 continue
             for (_, future), completion in zip(part, completions):
                 self.tokens += len(completion.ids)
-                future.set_result(completion)
+                if not future.done():  # Ctrl-C cancels in the middle of a batch
+                    future.set_result(completion)
         self.seconds += asyncio.get_running_loop().time() - started
 
 
@@ -264,7 +266,8 @@ class Scorer(torch.nn.Module):
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def _head(self, hidden_K_H, targets_K):
-        logprobs_K_V = log_softmax(self.model.get_output_embeddings()(hidden_K_H).float(), -1)
+        logits_K_V = self.model.get_output_embeddings()(hidden_K_H)
+        logprobs_K_V = log_softmax(logits_K_V, -1, dtype=torch.promote_types(logits_K_V.dtype, torch.float32))  # fp32 at least
         with torch.no_grad():
             entropy_K = -(logprobs_K_V.exp() * logprobs_K_V).sum(-1)
         return logprobs_K_V.gather(-1, targets_K[:, None])[:, 0], entropy_K

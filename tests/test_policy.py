@@ -1,5 +1,6 @@
 """Sampling and scoring: the same numbers whatever the batch, the padding, the chunks."""
 import asyncio
+import copy
 
 import pytest
 import torch
@@ -107,16 +108,14 @@ def example_samples(policy, count=8):
 
 
 def gradient(policy, batches, tokens, chunk=2048, extra=0):
-    """The gradient of the token-mean policy-gradient loss over micro-batches of samples or rows, as one vector."""
-    policy.model.zero_grad()
+    """The gradient of the token-mean policy-gradient loss over micro-batches of samples or rows, as one vector, in fp64."""
+    model = copy.deepcopy(policy.model).double()
     for batch in batches:
         rows = [item if isinstance(item, Row) else Row((item,)) for item in batch]
-        logprobs_K, _ = Scorer(policy.model, chunk)(collate(rows, policy.pad_id, extra=extra))
+        logprobs_K, _ = Scorer(model, chunk)(collate(rows, policy.pad_id, extra=extra))
         advantages_K = torch.tensor([s.advantage for row in rows for s in row.samples for _ in s.completion_ids])
         (-(logprobs_K * advantages_K).sum() / tokens).backward()
-    found = torch.cat([p.grad.flatten() for p in policy.model.parameters()]).clone()
-    policy.model.zero_grad()
-    return found
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 def test_one_batch_of_eight_equals_eight_of_one_and_padding_is_free(policy):
@@ -125,7 +124,7 @@ def test_one_batch_of_eight_equals_eight_of_one_and_padding_is_free(policy):
     reference = gradient(policy, [samples], tokens)
     for other in (gradient(policy, [[s] for s in samples], tokens), gradient(policy, [samples], tokens, chunk=3),
                   gradient(policy, [samples], tokens, extra=17), gradient(policy, micro_batches(samples, 64), tokens)):
-        assert (other - reference).abs().max() < 1e-6 * max(1.0, reference.abs().max().item())
+        assert (other - reference).abs().max() < 1e-10
 
 
 def test_sharing_prompts_changes_nothing(policy):
@@ -139,7 +138,7 @@ def test_sharing_prompts_changes_nothing(policy):
     alone = [Scorer(policy.model)(collate([Row((s,))], policy.pad_id))[0] for row in rows for s in row.samples]
     assert torch.allclose(logprobs_K, torch.cat(alone), atol=1e-5) and len(entropy_K) == tokens
     separate, shared = gradient(policy, [samples], tokens), gradient(policy, micro_batches(rows, 200), tokens, extra=5)
-    assert (separate - shared).abs().max() < 2e-6 * max(1.0, separate.abs().max().item())
+    assert (separate - shared).abs().max() < 2e-6  # of 1.1; the model's norms compute in fp32 whatever its type
 
 
 def test_the_sampled_end_token_is_trained(policy):
