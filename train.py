@@ -109,7 +109,7 @@ class Config:
     """At most so many training questions."""
     eval_size: int = 100
     """Held-out questions of an evaluation."""
-    eval_every: int = 0
+    eval_every: int = 20
     """Also evaluate every so many steps (0: before the first and after the last only)."""
     save_every: int = 30
     """Save a checkpoint every so many steps, and at the end."""
@@ -384,6 +384,7 @@ def main(argv) -> None:
         if world > 1:
             dist.destroy_process_group()
     if rank == 0:
+        runs.draw(out)
         runs.report(out)
 
 
