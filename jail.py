@@ -183,7 +183,7 @@ def read_code():
 def show_error():
     """The traceback with the script's own frames only, as a person who runs the script would want it."""
     kind, error, trace = sys.exc_info()
-    frames = [frame for frame in traceback.extract_tb(trace) if frame.filename == "<script>"]
+    frames = [frame for frame in traceback.extract_tb(trace, limit=-20) if frame.filename == "<script>"]
     text = "Traceback (most recent call last):\n" + "".join(traceback.format_list(frames)) if frames else ""
     sys.stderr.write(text + "".join(traceback.format_exception_only(kind, error)))
 
