@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 1, 15, 22, 38, 4
@@ -331,8 +332,6 @@ def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes this server in order
     sys.path = [path for path in sys.path if path and path.startswith(sys.base_prefix)]
     import bisect, datetime, decimal, fractions, functools, heapq, itertools, math, random, re, statistics, string  # noqa: E401, F401
-    scope = {"__name__": "mas"}
-    import types
     mas = types.ModuleType("mas")
     with open(mas_path) as file:
         exec(compile(file.read(), "mas.py", "exec"), mas.__dict__)

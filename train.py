@@ -22,7 +22,6 @@ Test: `pytest tests/test_train.py`. Read next: eval.py.
 import asyncio
 import contextlib
 import copy
-import json
 import math
 import os
 import pathlib
