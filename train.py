@@ -108,7 +108,7 @@ class Config:
     """At most so many training questions."""
     eval_size: int = 100
     """Held-out questions of an evaluation."""
-    eval_every: int = 20
+    eval_every: int = 50
     """Also evaluate every so many steps (0: before the first and after the last only)."""
     save_every: int = 30
     """Save a checkpoint every so many steps, and at the end."""
