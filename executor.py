@@ -119,7 +119,7 @@ class _Run:
         answer = status = None
         detail = ""
         try:
-            limits = Limits(wall=self.budget.script_seconds, cpu=self.budget.script_seconds)
+            limits = Limits(wall=self.budget.script_seconds, cpu=self.budget.script_seconds, scratch=0)
             session = await self.executor.sandbox.talk(script, {"question": self.question.prompt}, limits)
             running = True
             try:

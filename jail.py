@@ -2,19 +2,23 @@
 
     parent (sandbox.py)  --SEQPACKET: one JSON message, descriptors attached-->  server  --fork-->  run
 
-The server is trusted and small. It never runs untrusted code before the fork, and it never sees code, input or output:
-those are in descriptors that it passes on. In order, it
-  1. drops every capability and sets no_new_privs;
-  2. takes away the file system with Landlock: the interpreter may be read, nothing may be written;
-  3. installs a seccomp allow-list (no sockets, no exec, no ptrace, no mounts ...), which the runs inherit;
-  4. forks per run. The run adds a second filter that takes away what only the server needs: new processes, signals,
-     descriptor passing, limits. So one run = one process, SIGKILL is a sure kill, RLIMIT_AS and RLIMIT_CPU are exact.
+The server is trusted and small: it runs no untrusted code before the fork, and never sees code, input or output, which are in
+descriptors that it passes on. In order, it
+  1. leaves the host. Level namespaces: a user, pid, net, mount, ipc and uts namespace of its own, with nothing mounted but
+     the interpreter, read-only. Level landlock: no capability, and Landlock leaves only reading of the interpreter;
+  2. installs a seccomp allow-list (no sockets, no exec, no ptrace ...), which the runs inherit;
+  3. forks per run. The run gets its limits, at level namespaces its own scratch directory in memory, and a second filter
+     that takes away what only the server needs: new processes, signals, mounts, descriptor passing. So one run = one
+     process: SIGKILL is a sure kill, RLIMIT_AS and RLIMIT_CPU are exact. Threads are counted: the kernel asks the server.
+Refused calls return EPERM; chmod and utime pretend to succeed; a new process is EAGAIN, as at any limit of processes; clone3
+is ENOSYS so that glibc falls back to clone, whose flags a filter can read.
 
-Refused calls return EPERM; chmod and utime pretend to succeed; clone3 is ENOSYS so that glibc falls back to clone, whose
-flags a filter can read. Linux on x86-64 only. Source of the design: ours, after Landlock(7) and seccomp(2).
-Usage: started by sandbox.py, never by hand.  Test: `pytest tests/test_sandbox.py`.
+Source: ours, after landlock(7), seccomp(2), seccomp_unotify(2) and user_namespaces(7).  Test: `pytest tests/test_sandbox.py`.
 """
+import contextlib
 import ctypes
+import errno
+import fcntl
 import gc
 import json
 import linecache
@@ -31,321 +35,365 @@ import traceback
 import types
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 1, 15, 22, 38, 4
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS = 1, 4, 15, 38
 
-# x86-64 system call numbers. RUN: what a Python process with threads needs. SERVER: what only the fork server needs.
+# x86-64 system call numbers. RUN: what a Python process with threads needs. FILES: what a scratch directory needs besides.
+# SERVER: what only the fork server needs.
 RUN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 32, 33, 34, 35, 36,
-       37, 38, 39, 60, 61, 63, 73, 74, 75, 77, 78, 79, 80, 81, 89, 95, 96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 111, 115,
+       37, 38, 39, 60, 61, 63, 74, 75, 77, 78, 79, 80, 81, 89, 95, 96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 111, 115,
        118, 120, 121, 124, 127, 128, 131, 140, 158, 186, 201, 202, 204, 217, 218, 219, 221, 228, 229, 230, 231, 232, 233, 247,
        257, 262, 267, 269, 270, 271, 273, 281, 290, 291, 292, 293, 309, 318, 324, 332, 334, 436, 439]
-CLONE, FORK, KILL, TGKILL, PRLIMIT, PRCTL, IOCTL, FCNTL, CLONE3, CLOSE_RANGE = 56, 57, 62, 234, 302, 157, 16, 72, 435, 436
-SERVER = [FORK, KILL, 46, 47, 112, 141, 160, 434]  # fork kill sendmsg recvmsg setsid setpriority setrlimit pidfd_open
+FILES = [76, 82, 83, 84, 87, 258, 263, 264, 316]  # truncate rename mkdir rmdir unlink, and their *at forms
+CLONE, FORK, VFORK, KILL, TGKILL, PRLIMIT, PRCTL, IOCTL, FCNTL, CLONE3, CLOSE_RANGE = 56, 57, 58, 62, 234, 302, 157, 16, 72, 435, 436
+OPEN, OPENAT, SECCOMP, PIVOT_ROOT, MOUNT_SETATTR = 2, 257, 317, 155, 442
+SERVER = [KILL, 46, 47, 112, 126, 141, 160, SECCOMP, 434]  # kill sendmsg recvmsg setsid capset setpriority setrlimit seccomp pidfd_open
+MOUNTING = [165, 272]  # mount unshare: the scratch directory of a run at level namespaces
 PRETEND = [90, 91, 132, 235, 261, 268, 280, 452]  # chmod and utime in all their forms
-IOCTLS = [0x5401, 0x541B, 0x5421, 0x5450, 0x5451]  # TCGETS FIONREAD FIONBIO FIONCLEX FIOCLEX
+IOCTLS, NOTIFY_RECEIVE, NOTIFY_SEND = [0x5401, 0x541B, 0x5421, 0x5450, 0x5451], 0xC0502100, 0xC0182101  # TCGETS FIO*
 FCNTLS_REFUSED = [8, 10, 15, 1024, 1026, 1031]  # SETOWN SETSIG SETOWN_EX SETLEASE NOTIFY SETPIPE_SZ: kills, leases, memory
-CLONE_THREAD = 0x10000
+CLONE_THREAD, NEWNS, WRITES = 0x10000, 0x20000, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
+NAMESPACES = NEWNS | 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # mount user pid net ipc uts
+ALLOW, NOTIFY, KILL_PROCESS, SUCCESS, EPERM, EAGAIN, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x50000, 0x50001, 0x5000B, 0x50026
 
-ALLOW, KILL_PROCESS = 0x7FFF0000, 0x80000000
-EPERM, ENOSYS, SUCCESS = 0x00050000 | 1, 0x00050000 | 38, 0x00050000
 
+def must(result, what):
+    """The result of a C call. Raises OSError if it is negative."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), what)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------- filters
 
 def _op(code, jt, jf, k):
-    return struct.pack("HBBI", code, jt, jf, k & 0xFFFFFFFF)
+    return struct.pack("HBBI", code, jt, jf, k)
 
 
-def _load(offset):
-    return _op(0x20, 0, 0, offset)
+def _rule(numbers, verdict):
+    """`verdict` for these calls."""
+    return [op for number in numbers for op in (_op(0x15, 0, 1, number), _op(0x06, 0, 0, verdict))]
 
 
-def _if_equal(value, verdict):
-    """Two instructions: if the accumulator equals `value`, return `verdict`."""
-    return [_op(0x15, 0, 1, value), _op(0x06, 0, 0, verdict)]
-
-
-def _number_rule(number, verdict):
-    return _if_equal(number, verdict)
-
-
-def _argument_rule(number, argument, values, verdict, otherwise, mask=None):
+def _argument_rule(number, argument, values, verdict, otherwise, mask=0xFFFFFFFF):
     """If the call is `number`: `verdict` when its argument (low 32 bits, after `mask`) is one of `values`, else `otherwise`."""
-    body = [_load(16 + 8 * argument)]
-    if mask is not None:
-        body.append(_op(0x54, 0, 0, mask))
-    for value in values:
-        body += _if_equal(value, verdict)
-    body.append(_op(0x06, 0, 0, otherwise))
+    body = [_op(0x20, 0, 0, 16 + 8 * argument), _op(0x54, 0, 0, mask), *_rule(values, verdict), _op(0x06, 0, 0, otherwise)]
     return [_op(0x15, 0, len(body), number), *body]
 
 
 def _program(rules, default):
-    head = [_load(4), _op(0x15, 1, 0, 0xC000003E), _op(0x06, 0, 0, KILL_PROCESS),  # x86-64 only
-            _load(0), _op(0x35, 0, 1, 0x40000000), _op(0x06, 0, 0, KILL_PROCESS)]  # and not the x32 numbers
-    return b"".join(head + [op for rule in rules for op in rule] + [_op(0x06, 0, 0, default)])
+    head = [_op(0x20, 0, 0, 4), _op(0x15, 1, 0, 0xC000003E), _op(0x06, 0, 0, KILL_PROCESS),  # x86-64 only
+            _op(0x20, 0, 0, 0), _op(0x35, 0, 1, 0x40000000), _op(0x06, 0, 0, KILL_PROCESS)]  # and not the x32 numbers
+    return b"".join([*head, *rules, _op(0x06, 0, 0, default)])
 
 
-def server_filter():
-    rules = [_number_rule(number, ALLOW) for number in RUN + SERVER + [CLONE, TGKILL, PRLIMIT, PRCTL]]
-    rules += [_number_rule(number, SUCCESS) for number in PRETEND]
-    rules.append(_number_rule(CLONE3, ENOSYS))
-    rules.append(_argument_rule(IOCTL, 1, IOCTLS, ALLOW, EPERM))
-    rules.append(_argument_rule(FCNTL, 1, FCNTLS_REFUSED, EPERM, ALLOW))
-    return _program(rules, EPERM)
+def server_filter(level):
+    """The allow-list of the server and of all that it forks. A new thread is asked for: see Server.thread."""
+    reading = _argument_rule(OPEN, 1, [0], ALLOW, EPERM, WRITES) + _argument_rule(OPENAT, 2, [0], ALLOW, EPERM, WRITES)
+    writing = _rule(FILES + MOUNTING, ALLOW) if level == "namespaces" else reading
+    return _program(writing + _rule(RUN + SERVER + [FORK, TGKILL, PRLIMIT, PRCTL], ALLOW) + _rule(PRETEND, SUCCESS) + _rule([CLONE3], ENOSYS)
+                    + _argument_rule(CLONE, 0, [CLONE_THREAD], NOTIFY, ALLOW, mask=CLONE_THREAD) + _rule([VFORK], EAGAIN)
+                    + _argument_rule(IOCTL, 1, [*IOCTLS, NOTIFY_RECEIVE, NOTIFY_SEND], ALLOW, EPERM)
+                    + _argument_rule(FCNTL, 1, FCNTLS_REFUSED, EPERM, ALLOW), EPERM)
 
 
 def run_filter(pid):
-    rules = [_number_rule(number, EPERM) for number in SERVER]
-    rules.append(_argument_rule(CLONE, 0, [CLONE_THREAD], ALLOW, EPERM, mask=CLONE_THREAD))
-    rules.append(_argument_rule(TGKILL, 0, [pid], ALLOW, EPERM))
-    rules.append(_argument_rule(PRCTL, 0, [PR_SET_NAME], ALLOW, EPERM))
-    rules.append(_argument_rule(PRLIMIT, 0, [0], ALLOW, EPERM))  # its own limits alone, which it can't raise without capabilities
-    return _program(rules, ALLOW)
+    """What a run loses besides. It may signal itself, and ask for its own limits, which it can't raise without capabilities."""
+    return _program(_rule(SERVER + MOUNTING, EPERM) + _rule([FORK], EAGAIN)
+                    + _argument_rule(CLONE, 0, [CLONE_THREAD], ALLOW, EAGAIN, mask=CLONE_THREAD)
+                    + _argument_rule(TGKILL, 0, [pid], ALLOW, EPERM) + _argument_rule(PRCTL, 0, [PR_SET_NAME], ALLOW, EPERM)
+                    + _argument_rule(PRLIMIT, 0, [0], ALLOW, EPERM), ALLOW)
 
 
-def install(program):
-    class Fprog(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-    if LIBC.prctl(PR_SET_SECCOMP, 2, ctypes.byref(Fprog(len(program) // 8, program)), 0, 0):
-        raise OSError(ctypes.get_errno(), "seccomp filter refused")
+ANY_PID = 0x5AFEB0C5  # stands for the run's pid in the one program that all runs share
+RUN_FILTER = run_filter(ANY_PID)
 
 
-def landlock(readable):
-    """Leave only reading, below the paths in `readable`. Raises OSError where the kernel has no Landlock."""
-    abi = LIBC.syscall(444, None, 0, 1)
-    if abi < 1:
-        raise OSError(ctypes.get_errno(), "no Landlock")
-    filesystem = (1 << min(13 + max(abi - 1, 0), 16 if abi >= 5 else 15)) - 1
-    ruleset = struct.pack("QQQ", filesystem, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
-    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    fd = LIBC.syscall(444, ruleset, size, 0)
-    for path in readable:
-        if os.path.exists(path):
-            parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            access = (1 << 2) | ((1 << 3) if os.path.isdir(path) else 0)  # READ_FILE, READ_DIR
-            if LIBC.syscall(445, fd, 1, struct.pack("=Qi", access, parent), 0):
-                raise OSError(ctypes.get_errno(), f"Landlock rule for {path}")
-            os.close(parent)
-    if LIBC.syscall(446, fd, 0):
-        raise OSError(ctypes.get_errno(), "Landlock restrict")
-    os.close(fd)
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def drop_privileges():
-    for capability in range(64):
-        LIBC.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; EPERM when unprivileged, when there is nothing to drop
-    if LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)):
-        raise OSError(ctypes.get_errno(), "capset")
-    if LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "no_new_privs")
+def install(program, flags=0):
+    """Install a seccomp filter; with flags=8, returns the descriptor on which it asks."""
+    return must(LIBC.syscall(SECCOMP, 1, flags, ctypes.byref(_Program(len(program) // 8, program))), "seccomp")
 
+
+# ---------------------------------------------------------------------------------------------------- leaving the host
 
 def readable_paths():
     """What the interpreter needs to import the standard library and its extension modules."""
-    return sorted({os.path.join(sys.base_prefix, "lib"), os.path.dirname(os.__file__), "/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo",
-                   "/etc/localtime", "/dev/null", "/dev/zero", "/dev/urandom"})
+    paths = {os.path.join(sys.base_prefix, "lib"), os.path.dirname(os.__file__), "/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo",
+             "/etc/localtime", "/dev/null", "/dev/zero", "/dev/urandom"}
+    return sorted(path for path in paths if os.path.exists(path))
+
+
+def landlock():
+    """Leave only reading, below readable_paths(). Raises OSError where the kernel has no Landlock."""
+    abi = must(LIBC.syscall(444, None, 0, 1), "Landlock")
+    filesystem = (1 << min(13 + max(abi - 1, 0), 16 if abi >= 5 else 15)) - 1
+    ruleset = struct.pack("QQQ", filesystem, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
+    fd = must(LIBC.syscall(444, ruleset, 24 if abi >= 6 else 16 if abi >= 4 else 8, 0), "Landlock ruleset")
+    for path in readable_paths():
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        access = (1 << 2) | ((1 << 3) if os.path.isdir(path) else 0)  # READ_FILE, READ_DIR
+        must(LIBC.syscall(445, fd, 1, struct.pack("=Qi", access, parent), 0), f"Landlock rule for {path}")
+        os.close(parent)
+    must(LIBC.syscall(446, fd, 0), "Landlock restrict")
+    os.close(fd)
+
+
+def namespaces():
+    """Go on as process 1 of a new world: no network, no other process, and of the files only readable_paths(), read-only."""
+    uid, gid, sources = os.getuid(), os.getgid(), {path: os.path.realpath(path) for path in readable_paths()}
+    must(LIBC.unshare(NAMESPACES), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # unshare has cleared it
+    if server := os.fork():
+        os.close(int(sys.argv[1]))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]) and 1)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    must(LIBC.mount(None, b"/", None, 0x44000, None), "mount --make-rprivate")
+    must(LIBC.mount(b"root", b"/tmp", b"tmpfs", 6, b"size=1m,mode=755"), "mount /tmp")
+    os.mkdir("/tmp/.host")
+    must(LIBC.syscall(PIVOT_ROOT, b"/tmp", b"/tmp/.host"), "pivot_root")
+    os.chdir("/")
+    for path, source in sources.items():
+        if not os.path.exists(path):  # else it is inside of one that is there already
+            os.makedirs(path if os.path.isdir("/.host" + source) else os.path.dirname(path), exist_ok=True)
+            if not os.path.exists(path):
+                os.close(os.open(path, os.O_CREAT))
+            must(LIBC.mount(f"/.host{source}".encode(), path.encode(), None, 0x5000, None), f"bind {path}")
+    must(LIBC.umount2(b"/.host", 2), "umount")
+    os.rmdir("/.host")
+    os.makedirs("/tmp", exist_ok=True)  # where each run mounts its own
+    must(LIBC.syscall(MOUNT_SETATTR, -100, b"/", 0x8000, struct.pack("4Q", 3, 0, 0, 0), 32), "mount read-only")
+
+
+def drop_capabilities():
+    must(LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)), "capset")
 
 
 # ---------------------------------------------------------------------------------------------------------- one run
 
-EXIT_OK, EXIT_ERROR, EXIT_MEMORY, EXIT_INVALID = 0, 1, 97, 98
+EXIT = {"ok": 0, "error": 1, "processes": 95, "files": 96, "memory": 97, "invalid": 98}
+ERRNOS = {errno.EAGAIN: "processes", errno.ENOMEM: "memory", errno.EFBIG: "files", errno.ENOSPC: "files", errno.EMFILE: "files"}
 
 
-def enter_run(fds, limits):
-    """In the fresh child: the run's descriptors at 0, 1, 2 (and 3, the protocol), its limits, its filter."""
+def enter_run(fds, limits, level):
+    """In the fresh child: the run's descriptors at 0, 1, 2 (and 3), its limits, its scratch directory, its filter."""
     os.setsid()
     os.nice(5)  # a crowd of busy loops must not delay its own killing
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     moved = [os.dup(fd) for fd in fds]  # first out of the way of 0-3
     for number, fd in enumerate(moved):
         os.dup2(fd, number)
-    if LIBC.syscall(CLOSE_RANGE, ctypes.c_uint(len(moved)), ctypes.c_uint(0xFFFFFFFF), 0):  # all others, whatever their number
-        raise OSError(ctypes.get_errno(), "close_range")
-    cpu = int(limits["cpu"]) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits["output"], limits["output"]))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    install(run_filter(os.getpid()))
+    must(LIBC.syscall(CLOSE_RANGE, ctypes.c_uint(len(moved)), ctypes.c_uint(0xFFFFFFFF), 0), "close_range")
+    if level == "namespaces":
+        if limits["scratch"]:
+            must(LIBC.unshare(NEWNS), "unshare")
+            options = f"size={limits['scratch']},nr_inodes={limits['files']},mode=700"
+            must(LIBC.mount(b"scratch", b"/tmp", b"tmpfs", 6, options.encode()), "mount scratch")
+            os.chdir("/tmp")
+        drop_capabilities()
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    cpu, size = int(-(-limits["cpu"] // 1)), max(limits["output"], limits["scratch"])
+    for name, soft, hard in (("CPU", cpu, cpu + 1), ("AS", limits["memory"], limits["memory"]), ("FSIZE", size, size),
+                             ("NOFILE", 64, 64), ("CORE", 0, 0)):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+    if level != "none":
+        install(RUN_FILTER.replace(struct.pack("I", ANY_PID), struct.pack("I", os.getpid())))
 
 
-def read_code():
-    # The code comes first on descriptor 0, before the input: <length>\n<code><input>
-    header = b""
-    while not header.endswith(b"\n"):
-        header += os.read(0, 1)
-    length, code = int(header), b""
-    while len(code) < length:
-        code += os.read(0, length - len(code))
-    return code.decode("utf-8", "surrogatepass")
+def read_text():
+    # Descriptor 0, a memory file, holds the code, a driver and the input; of the first two, each comes after its length in 16 bytes
+    return os.read(0, int(os.read(0, 16))).decode("utf-8", "surrogatepass")
 
 
 def show_error():
     """The traceback with the script's own frames only, as a person who runs the script would want it."""
     kind, error, trace = sys.exc_info()
     frames = [frame for frame in traceback.extract_tb(trace, limit=-20) if frame.filename == "<script>"]
-    text = "Traceback (most recent call last):\n" + "".join(traceback.format_list(frames)) if frames else ""
-    sys.stderr.write(text + "".join(traceback.format_exception_only(kind, error)))
+    text = "Traceback (most recent call last):\n" * bool(frames) + "".join(traceback.format_list(frames) + traceback.format_exception_only(kind, error))
+    sys.stderr.write(text if len(text) < 8000 else f"{text[:4000]}\n...\n{text[-4000:]}")
 
 
 def connect_mas(module):
     """Give mas.py its line to the parent: JSON lines on descriptor 3."""
-    pending = bytearray()
+    out, into = open(3, "wb", closefd=False), open(3, "rb", closefd=False)
 
     def request(message):
-        line = json.dumps(message).encode() + b"\n"
-        while line:
-            line = line[os.write(3, line):]
-        while b"\n" not in pending:
-            chunk = os.read(3, 65536)
-            if not chunk:
-                os._exit(EXIT_ERROR)  # the parent has ended this run
-            pending.extend(chunk)
-        answer, _, rest = bytes(pending).partition(b"\n")
-        pending[:] = rest
-        return json.loads(answer)
+        out.write(json.dumps(message).encode() + b"\n")
+        out.flush()
+        line = into.readline()
+        if not line:
+            os._exit(EXIT["error"])  # the parent has ended this run
+        return json.loads(line)
 
     module._request = request
     return {name: getattr(module, name) for name in module.__all__}
 
 
-def execute(code, scope):
-    """Run `code` to its end. Returns the exit status."""
+def execute(code, scope, driver):
+    """Run `code` to its end, then the trusted driver, if any, in a scope of its own. Returns how it ended, one of EXIT."""
     try:
         compiled = compile(code, "<script>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         show_error()
-        return EXIT_INVALID
+        return "invalid"
     linecache.cache["<script>"] = (len(code), None, code.splitlines(True), "<script>")
     try:
         exec(compiled, scope)
+        if driver:
+            exec(compile(driver, "<driver>", "exec"), {"scope": scope})
     except SystemExit as stop:
-        return EXIT_OK if stop.code in (None, 0) else EXIT_ERROR
+        return "ok" if stop.code in (None, 0) else "error"
     except MemoryError:
-        return EXIT_MEMORY
-    except BaseException:  # the boundary: whatever untrusted code raises becomes text and a status
+        return "memory"
+    except BaseException as error:  # the boundary: whatever untrusted code raises becomes text and a status
         show_error()
-        return EXIT_ERROR
-    return EXIT_OK
+        return ERRNOS.get(error.errno, "error") if isinstance(error, OSError) else "error"
+    return "ok"
 
 
-def run(kind, mas):
-    status = EXIT_ERROR
+def run(mas=None):
+    """Run what descriptor 0 holds, as a script that talks if `mas` is given. Never returns."""
+    status = "error"
     try:
-        code, scope = read_code(), {"__name__": "__main__"}
-        if kind == "mas":
+        code, driver = read_text(), read_text()
+        main = types.ModuleType("candidate" if driver else "__main__")
+        scope, sys.modules["__main__"], sys.modules[main.__name__] = main.__dict__, main, main
+        if mas:
             scope |= connect_mas(mas) | mas._request({"op": "start"})
-        limit = sys.setrecursionlimit  # a billion frames would end as slow death by memory; this many end as RecursionError
-        sys.setrecursionlimit = lambda frames: limit(min(frames, 100_000))
-        sys.stdin = open(0, closefd=False, encoding="utf-8", errors="replace")
-        status = execute(code, scope)
+        status = execute(code, scope, driver)
         threading._shutdown()  # as the interpreter does at its end: wait for threads that are not daemons
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:  # the boundary, again: a script can break sys.stdout, threading or recursion itself
-        status = status or EXIT_ERROR
+        status = "error" if status == "ok" else status
     finally:
-        os._exit(status)
+        os._exit(EXIT[status])
 
 
 # ------------------------------------------------------------------------------------------------------- the server
 
 class Server:
-    def __init__(self, control, mas):
-        self.control, self.mas, self.poll = control, mas, select.poll()
-        self.runs = {}  # id -> [pid, pidfd, deadline or None, started, why it was killed]
-        self.by_pidfd = {}
-        self.poll.register(control, select.POLLIN)
+    """Forks, keeps the deadlines, reaps, reports. What it is sent is the trusted parent's, yet nothing malformed stops it."""
+
+    def __init__(self, control, listener, level, mas):
+        self.control, self.listener, self.level, self.mas = control, listener, level, mas
+        self.runs, self.by_pidfd, self.poll = {}, {}, select.poll()
+        self.fork = ctypes.PyDLL(None).fork  # a third of os.fork's page faults: one thread, so there is no lock to repair
+        for fd in (control.fileno(), listener or control.fileno()):
+            self.poll.register(fd, select.POLLIN)
 
     def serve(self):
         while True:
-            deadlines = [deadline for _, _, deadline, _, _ in self.runs.values() if deadline is not None]
-            wait = None if not deadlines else max(0, min(deadlines) - time.monotonic()) * 1000 + 0.5
-            for fd, _ in self.poll.poll(wait):
-                if fd == self.control.fileno():
-                    self.receive()
+            deadlines = [run.deadline for run in self.runs.values() if run.deadline is not None]
+            wait = None if not deadlines else min(max(0, min(deadlines) - time.monotonic()), 60) * 1000 + 0.5
+            for fd, event in self.poll.poll(wait):
+                if fd == self.listener:
+                    self.thread()
+                elif fd != self.control.fileno():
+                    self.reap(self.by_pidfd.pop(fd))
+                elif event & select.POLLHUP:
+                    sys.exit(0)  # the parent is gone; PDEATHSIG takes the runs along
                 else:
-                    self.reap(self.by_pidfd[fd])
+                    self.receive()
             now = time.monotonic()
-            for name, (_, _, deadline, _, _) in list(self.runs.items()):
-                if deadline is not None and deadline <= now:
-                    self.kill(name, "timeout")
+            for name in [name for name, run in self.runs.items() if run.deadline is not None and run.deadline <= now]:
+                self.kill(name, "timeout")
 
     def receive(self):
         data, fds, _, _ = socket.recv_fds(self.control, 4096, 8)
-        if not data:
-            sys.exit(0)  # the parent is gone; PDEATHSIG takes the runs along
-        message = json.loads(data)
-        if message["op"] == "run":
-            self.start(message, fds)
-        elif message["id"] in self.runs:
-            if message["op"] == "kill":
-                self.kill(message["id"], "killed")
-            else:  # "clock": set or stop the time that is left
-                left = message["left"]
-                self.runs[message["id"]][2] = None if left is None else time.monotonic() + left
-
-    def start(self, message, fds):
-        try:
-            pid = os.fork()
-        except OSError as error:  # no more processes: this run fails, the others and the server go on
-            for fd in fds:
-                os.close(fd)
-            return self.report({"id": message["id"], "failed": f"fork: {error.strerror}"})
-        if pid == 0:
-            try:
-                enter_run(fds, message["limits"])
-                run(message["kind"], self.mas)
-            finally:
-                os._exit(99)  # never back into the server's loop
+        with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError, RecursionError):  # what is not a message
+            self.obey(json.loads(data), fds)
         for fd in fds:
             os.close(fd)
+
+    def obey(self, message, fds):
+        operation, name = message["op"], message["id"]
+        if operation == "run" and type(name) is int and name not in self.runs and 3 <= len(fds) <= 4:
+            limits = {key: message["limits"][key] for key in ("wall", "cpu", "memory", "output", "scratch", "files", "threads")}
+            if all(type(limit) in (int, float) and 0 <= limit < 1 << 50 for limit in limits.values()):
+                self.start(name, message["kind"], limits, fds)
+        elif operation == "kill" and name in self.runs:
+            self.kill(name, str(message["why"])[:40])
+        elif operation == "clock" and name in self.runs:  # the time that is left; None stops the clock
+            left = message["left"]
+            self.runs[name].deadline = None if left is None else time.monotonic() + min(max(0.0, float(left)), 1e9)
+
+    def start(self, name, kind, limits, fds):
+        pid = self.fork()
+        if pid == 0:
+            try:
+                enter_run(fds, limits, self.level)
+                run(self.mas if kind == "mas" else None)
+            finally:
+                os._exit(99)  # never back into the server's loop
+        if pid < 0:  # this run fails, the others and the server go on
+            return self.report({"id": name, "failed": "no process could be started"})
         pidfd, now = os.pidfd_open(pid), time.monotonic()
-        self.runs[message["id"]] = [pid, pidfd, now + message["limits"]["wall"], now, None]
-        self.by_pidfd[pidfd] = message["id"]
+        self.runs[name] = types.SimpleNamespace(pid=pid, pidfd=pidfd, deadline=now + limits["wall"], started=now, why=None, threads=limits["threads"])
+        self.by_pidfd[pidfd] = name
         self.poll.register(pidfd, select.POLLIN)
+
+    def thread(self):
+        """A run wants to start a thread: let it, or end the run if that is one too many."""
+        with contextlib.suppress(FileNotFoundError):  # the run was killed while it asked
+            number, tid = struct.unpack_from("QI", fcntl.ioctl(self.listener, NOTIFY_RECEIVE, bytes(80)))
+            for name, run in self.runs.items():
+                if LIBC.syscall(TGKILL, run.pid, tid, 0) == 0:  # the run that this thread belongs to
+                    run.threads -= 1
+                    if run.threads < 0:
+                        return self.kill(name, "processes")
+            fcntl.ioctl(self.listener, NOTIFY_SEND, struct.pack("QqiI", number, 0, 0, 1))  # 1: go on with the call
 
     def kill(self, name, why):
         run = self.runs[name]
-        run[4], run[2] = run[4] or why, None
-        os.kill(run[0], signal.SIGKILL)
+        run.why, run.deadline = run.why or why, None
+        os.kill(run.pid, signal.SIGKILL)
 
     def reap(self, name):
-        pid, pidfd, _, started, why = self.runs.pop(name)
-        self.poll.unregister(pidfd)
-        del self.by_pidfd[pidfd]
-        os.close(pidfd)
-        _, status, usage = os.wait4(pid, 0)
-        report = {"id": name, "exit": os.waitstatus_to_exitcode(status), "why": why, "seconds": time.monotonic() - started,
-                  "cpu": usage.ru_utime + usage.ru_stime}
-        self.report(report)
+        run = self.runs.pop(name)
+        self.poll.unregister(run.pidfd)
+        os.close(run.pidfd)
+        if self.level == "none":
+            LIBC.killpg(run.pid, signal.SIGKILL)  # what it started, too
+        _, status, usage = os.wait4(run.pid, 0)
+        self.report({"id": name, "exit": os.waitstatus_to_exitcode(status), "why": run.why, "seconds": time.monotonic() - run.started,
+                     "cpu": usage.ru_utime + usage.ru_stime})
 
     def report(self, message):
         self.control.sendmsg([json.dumps(message).encode()])
 
 
 def main():
-    control = socket.socket(fileno=int(sys.argv[1]))
-    level, mas_path = sys.argv[2], sys.argv[3]
+    level, mas = sys.argv[2], types.ModuleType("mas")
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes this server in order
     sys.path = [path for path in sys.path if path and path.startswith(sys.base_prefix)]
     import bisect, datetime, decimal, fractions, functools, heapq, itertools, math, random, re, statistics, string  # noqa: E401, F401
-    mas = types.ModuleType("mas")
-    with open(mas_path) as file:
+    with open(sys.argv[3]) as file:
         exec(compile(file.read(), "mas.py", "exec"), mas.__dict__)
-    sys.modules["mas"] = mas
+    sys.modules["mas"] = mas  # so that a script may import it
+    random.seed(0)  # every run starts from the same state: scripts that draw are as reproducible as the rest
+    limit = sys.setrecursionlimit  # a billion frames would end as slow death by memory; this many end as RecursionError
+    sys.setrecursionlimit = lambda frames: limit(min(frames, 100_000))
+    sys.stdin.reconfigure(errors="replace")
+    if level == "namespaces":
+        namespaces()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    must(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     os.chdir("/")
-    drop_privileges()
+    if level in ("landlock", "seccomp"):
+        drop_capabilities()
     if level == "landlock":
-        landlock(readable_paths())
-    if level != "none":
-        install(server_filter())
-    gc.collect()
+        landlock()
+    listener = install(server_filter(level), flags=8) if level != "none" else None
+    control.sendmsg([b"ready"])
     gc.freeze()
-    control.sendmsg([b'{"id": 0, "ready": true}'])
-    Server(control, mas).serve()
+    Server(control, listener, level, mas).serve()
 
 
 if __name__ == "__main__":

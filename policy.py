@@ -14,6 +14,7 @@ Test: `pytest tests/test_policy.py`. Read next: designer.py.
 import asyncio
 import hashlib
 import pathlib
+import time
 from dataclasses import dataclass
 
 import torch
@@ -113,14 +114,15 @@ class HFEngine:
     """Batches what waits: when every coroutine that could still ask is waiting for a sample, the batch runs.
 
     So rounds are the same in every run, whatever the timing of scripts and tools. `live` counts the coroutines that could
-    still ask: it starts with one, the caller; `gather` turns one into several. The weights are the trainer's own: an
-    update needs no sync.
+    still ask: it starts with one, the caller; `gather` turns one into several. Whose sample is complete goes on at once, its
+    script starts and its tools run, while the batch decodes the longer ones. The weights are the trainer's own: an update
+    needs no sync.
     """
 
     def __init__(self, policy: Policy, max_batch: int = 256):
         self.policy, self.max_batch = policy, max_batch
-        self.live, self.waiting = 1, []
-        self.tokens, self.seconds = 0, 0.0  # sampled, spent sampling
+        self.live, self.waiting, self.running = 1, [], None
+        self.tokens, self.seconds, self.cpu_seconds = 0, 0.0, 0.0  # sampled, spent sampling; of that, this thread's CPU time
 
     async def gather(self, *coroutines) -> list:
         """asyncio.gather for coroutines that sample."""
@@ -163,33 +165,45 @@ class HFEngine:
         """Push the trainer's weights to the engine. Here they are the same tensors."""
 
     def _run_if_all_wait(self):
-        if self.waiting and len(self.waiting) >= self.live:
-            asyncio.get_running_loop().call_soon(self._run)
+        if self.waiting and len(self.waiting) >= self.live and self.running is None:
+            self.running = asyncio.ensure_future(self._run())
 
-    def _run(self):
+    async def _run(self):
+        await asyncio.sleep(0)  # coroutines that end just now may still cancel others
         waiting, self.waiting = [item for item in self.waiting if not item[1].done()], []  # a time-out may have cancelled some
         batch = sorted(waiting, key=lambda item: (len(item[0].prompt_ids), item[0].seed))
-        started = asyncio.get_running_loop().time()
         for start in range(0, len(batch), self.max_batch):
-            part = batch[start:start + self.max_batch]
+            await self._decode(batch[start:start + self.max_batch])
+        self.running = None
+        self._run_if_all_wait()
+
+    async def _decode(self, batch):
+        steps, finished = None, []
+        while finished is not None:
+            started, cpu = time.monotonic(), time.thread_time()
             try:
-                completions = generate(self.policy, [request for request, _ in part])
+                steps = steps or decode(self.policy, [request for request, _ in batch])
+                finished = next(steps, None)
             except Exception as error:  # the boundary to torch: whoever waits gets the error, and nobody waits for ever
                 failure = EngineError(str(error)[:300]) if isinstance(error, RuntimeError) else error  # out of memory, device lost
-                for _, future in part:
-                    if not future.done():
-                        future.set_exception(failure)
-                continue
-            for (_, future), completion in zip(part, completions):
+                for future in [future for _, future in batch if not future.done()]:
+                    future.set_exception(failure)
+                return
+            finally:
+                self.seconds, self.cpu_seconds = self.seconds + time.monotonic() - started, self.cpu_seconds + time.thread_time() - cpu
+            for row, completion in finished or ():
                 self.tokens += len(completion.ids)
-                if not future.done():  # Ctrl-C cancels in the middle of a batch
-                    future.set_result(completion)
-        self.seconds += asyncio.get_running_loop().time() - started
+                if not batch[row][1].done():  # Ctrl-C cancels in the middle of a batch
+                    batch[row][1].set_result(completion)
+            await asyncio.sleep(0)
 
 
 @torch.no_grad()
-def generate(policy: Policy, requests: list[Request]) -> list[Completion]:
-    """Decode a batch: one prefill per distinct prompt, then a token per row and step; finished rows leave the batch."""
+def decode(policy: Policy, requests: list[Request]):
+    """Decode a batch: one prefill per distinct prompt, then a token per row and step; finished rows leave the batch.
+
+    Yields after every step what it finished: [(which request, Completion)].
+    """
     model, device = policy.model, policy.device
     prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
     ids_B_T, mask_B_T = pad_left(prompts, policy.pad_id, device)
@@ -210,6 +224,8 @@ def generate(policy: Policy, requests: list[Request]) -> list[Completion]:
                 ids[row].append(token)
                 logprobs[row].append(logprob)
         done = [row is None or ids[row][-1] in policy.end_ids or len(ids[row]) >= requests[row].max_tokens for row in alive]
+        yield [(row, Completion(tuple(ids[row]), tuple(logprobs[row]), policy.text(ids[row]), ids[row][-1] not in policy.end_ids))
+               for row, over in zip(alive, done) if over and row is not None]
         alive = [None if over else row for row, over in zip(alive, done)]
         if all(done):
             break
@@ -222,7 +238,6 @@ def generate(policy: Policy, requests: list[Request]) -> list[Completion]:
         out = model(input_ids=token_B[:, None], attention_mask=mask_B_T, position_ids=mask_B_T.sum(-1, keepdim=True) - 1,
                     past_key_values=cache, use_cache=True)
         logits_B_V = out.logits[:, -1]
-    return [Completion(tuple(i), tuple(p), policy.text(i), i[-1] not in policy.end_ids) for i, p in zip(ids, logprobs)]
 
 
 def pick(logits_B_V, temperature_B, uniform_B):

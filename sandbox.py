@@ -1,39 +1,54 @@
-"""The sandbox: untrusted Python in a locked process. Run a snippet, or talk with a script over a pipe.
+"""The sandbox: untrusted Python in a locked process. Run a program, or talk with a script over a pipe.
 
     async with Sandbox() as sandbox:
         outcome = await sandbox.run("print(6 * 7)")                  # Outcome(status="ok", stdout="42\n", ...)
         session = await sandbox.talk(script, {"question": "..."})    # then session.receive() and session.send(...)
 
 One fork server (jail.py) is started per Sandbox, locks itself in, and forks once per run; this file is the parent's half.
-Code and input travel in memfds that the server never reads; output lands in sealed memfds of a fixed size, so that a
-flood ends the run and never fills the parent's memory. Every message of a script is checked by the receiver.
+Code and input travel in sealed memfds that the server never reads; output lands in memfds of a fixed size, so that a flood
+ends the run and never fills the parent's memory. Every message of a script is checked: type, size, depth, number.
+The level is the best that passes a self-test here, unless one is asked for by name:
 
-| level | what holds |
-|---|---|
-| landlock | reads the interpreter's files, writes nothing, no network, no new process, no signal to others; clean environment |
-| seccomp | the same, but files that this user may read stay readable; only when asked for by name |
-| none | limits and a clean environment only; only when asked for by name |
+| | namespaces | landlock | seccomp | none |
+|---|---|---|---|---|
+| can read | the interpreter; no other file exists | the interpreter; `stat` sees any path | what this user may, /proc too | the same |
+| can write | its scratch directory, in memory | nothing | nothing | what this user may |
+| network, new processes, exec, signals to others | no | no | no | yes |
+| wall, CPU, memory, output, files | limited | limited | limited | limited, each process alone |
+| threads | limited | limited | limited | not limited |
+| is chosen | first | where namespaces fail | only by name | only by name |
 
-Not covered: kernel exploits, side channels, memory beyond (runs at once) x (limit of one), `stat` of paths.
-As a command: `python sandbox.py FILE.py` runs one file and prints its outcome as JSON; `--check` reports the level.
-Test: `pytest tests/test_sandbox.py`. Read next: policy.py.
+Not covered at any level: bugs of the kernel, side channels, memory beyond (runs at once) x (limits of one). Linux only, and
+on x86-64 but for `none`: elsewhere use a container.
+As a command: `python sandbox.py FILE.py` runs one file and prints its outcome as JSON; `--check` says which level works here.
+Test: `pytest tests/test_sandbox.py`. Speed: `python tests/bench_sandbox.py`. Read next: policy.py.
 """
 import argparse
 import asyncio
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
+import platform
 import resource
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 
+from jail import EXIT, readable_paths
+
 HERE = pathlib.Path(__file__).resolve().parent
-LEVELS = ("landlock", "seccomp", "none")
-MAX_LINE = 1 << 20  # bytes of one message of a script
-STATUS = {0: "ok", 1: "error", 97: "memory", 98: "invalid"}  # exit codes of jail.py
+LEVELS = ("namespaces", "landlock", "seccomp", "none")
+MAX_LINE, MAX_DEPTH = 1 << 20, 8  # of one message of a script: bytes, levels of nesting
+RESULTS = 4 << 20  # bytes that a driver may write
+# No environment but this: nothing of the trainer's reaches a run. -S -s -P: no site, no user site, no cwd on the path.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "HOME": "/tmp", "PATH": "/usr/bin:/bin", "MALLOC_ARENA_MAX": "1"}
+COMMAND = [sys.executable, "-S", "-s", "-P", str(HERE / "jail.py")]
 
 
 class SandboxError(RuntimeError):
@@ -41,169 +56,183 @@ class SandboxError(RuntimeError):
 
 
 class ProtocolError(ValueError):
-    """A script sent something that is not a message."""
+    """A script sent something that is not a message, or too many."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use. Seconds, bytes. `wall` is the run's own time: it stops while an agent answers."""
+    """What one run may use: seconds, bytes, numbers. `wall` is the run's own time: it stops while an agent answers."""
     wall: float = 5.0
     cpu: float = 5.0
-    memory: int = 512 << 20
-    output: int = 64 << 10
+    memory: int = 512 << 20  # address space of the one process that a run is; scratch and output come on top
+    output: int = 64 << 10  # each of stdout and stderr
+    scratch: int = 16 << 20  # the scratch directory (level namespaces); 0: none
+    files: int = 1000  # in it
+    threads: int = 256  # started, over the run's life; processes: none
+    messages: int = 1000  # of a script that talks
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. status: ok, error, invalid (does not compile), timeout, cpu, memory, output, crash, killed, protocol."""
+    """How a run ended.
+
+    status: ok, error (it raised), invalid (does not compile), crash (a signal), timeout (wall), cpu, memory, output, files (size
+    or number), processes (or threads), protocol (no message), messages (too many), killed (by the caller).
+    """
     status: str
     stdout: str
     stderr: str
     seconds: float
     level: str
-
-
-class Run:
-    """One run in flight: its descriptors here, and its end as a future."""
-
-    def __init__(self, sandbox, name, limits, output, errors):
-        self.sandbox, self.name, self.limits = sandbox, name, limits
-        self.output, self.errors = output, errors
-        self.ended = asyncio.get_running_loop().create_future()
-
-    async def outcome(self) -> Outcome:
-        """Wait for the end of the run (everything it started is dead by then). Raises SandboxError if the server died."""
-        try:
-            report = await self.ended
-            stdout, full = _read_capped(self.output, self.limits.output)
-            stderr, full_too = _read_capped(self.errors, self.limits.output)
-        finally:
-            os.close(self.output)
-            os.close(self.errors)
-        status = report["why"] or STATUS.get(report["exit"], "crash")
-        if status == "crash" and report["exit"] in (-24, -9) and report["cpu"] >= self.limits.cpu:  # SIGXCPU, SIGKILL
-            status = "cpu"
-        elif status in ("ok", "error", "crash") and (full or full_too):
-            status = "output"
-        return Outcome(status, stdout, stderr, round(report["seconds"], 4), self.sandbox.level)
+    results: bytes = b""  # what a driver wrote
 
 
 class Session:
-    """A script in flight that talks: JSON lines over a socket pair. Receiving checks the form, the caller the content."""
+    """One run in flight. A script that talks has a line, JSON lines over a socket: here the form is checked, by the caller the content."""
 
-    def __init__(self, run, line):
-        self.run, self.line, self.buffer = run, line, bytearray()
-        self.left, self.running_since = run.limits.wall, asyncio.get_running_loop().time()
+    def __init__(self, sandbox, name, limits, outputs):
+        self.sandbox, self.name, self.limits, self.outputs, self.line = sandbox, name, limits, outputs, None
+        self.loop, self.buffer, self.messages = asyncio.get_running_loop(), bytearray(), 0
+        self.ended, self.left, self.running_since = self.loop.create_future(), limits.wall, self.loop.time()
 
     async def receive(self) -> dict | None:
-        """The script's next message, or None when it has ended. Its clock runs meanwhile. Raises ProtocolError."""
-        loop = asyncio.get_running_loop()
-        while b"\n" not in self.buffer:
-            if len(self.buffer) > MAX_LINE:
+        """The script's next message, or None when it has ended. Its clock runs meanwhile. Raises ProtocolError and ends the run."""
+        searched = 0
+        while (end := self.buffer.find(b"\n", searched)) < 0:
+            searched = len(self.buffer)
+            if searched > MAX_LINE:
+                self.kill("protocol")
                 raise ProtocolError(f"a message of more than {MAX_LINE} bytes")
-            try:
-                chunk = await loop.sock_recv(self.line, 1 << 16)
-            except ConnectionResetError:
-                chunk = b""
-            if not chunk:
+            with contextlib.suppress(ConnectionResetError):
+                self.buffer += await self.loop.sock_recv(self.line, 1 << 16)
+            if len(self.buffer) == searched:
                 return None
-            self.buffer += chunk
-        line, _, rest = bytes(self.buffer).partition(b"\n")
-        self.buffer[:] = rest
-        self._stop_clock()
-        return parse_message(line)
+        line = bytes(self.buffer[:end])
+        del self.buffer[:end + 1]
+        self.left = max(0.001, self.left - (self.loop.time() - self.running_since))
+        self._post("clock", left=None)
+        self.messages += 1
+        try:
+            if self.messages > self.limits.messages:
+                self.kill("messages")
+                raise ProtocolError(f"more than {self.limits.messages} messages")
+            return parse_message(line)
+        except ProtocolError:
+            self.kill("protocol")
+            raise
 
     async def send(self, message: dict) -> None:
         """Answer the script; its clock runs again. A script that has died meanwhile is noticed by the next receive."""
-        self.sandbox_clock(self.left)
-        self.running_since = asyncio.get_running_loop().time()
-        try:
-            await asyncio.get_running_loop().sock_sendall(self.line, json.dumps(message).encode() + b"\n")
-        except (BrokenPipeError, ConnectionResetError):
-            pass
+        self._post("clock", left=self.left)
+        self.running_since = self.loop.time()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await self.loop.sock_sendall(self.line, json.dumps(message).encode() + b"\n")
 
-    def _stop_clock(self):
-        self.left = max(0.001, self.left - (asyncio.get_running_loop().time() - self.running_since))
-        self.sandbox_clock(None)
+    def kill(self, why: str = "killed"):
+        """End the run; the first reason stays."""
+        self._post("kill", why=why)
 
-    def sandbox_clock(self, left):
-        self.run.sandbox.post({"op": "clock", "id": self.run.name, "left": left})
-
-    def kill(self):
-        self.run.sandbox.post({"op": "kill", "id": self.run.name})
+    def _post(self, operation, fds=(), **rest):
+        self.sandbox.post({"op": operation, "id": self.name, **rest}, fds)
 
     async def finish(self) -> Outcome:
-        """Wait for the end (after `kill`, or when receive gave None) and give back the outcome."""
+        """Wait for the end (everything it started is dead by then) and give back the outcome. Raises SandboxError if the server died."""
         try:
-            return await self.run.outcome()
+            report = await self.ended
+            sizes = (self.limits.output, self.limits.output, RESULTS)
+            written, full = zip(*(_written(fd, size) for fd, size in zip(self.outputs, sizes)))
         finally:
-            self.line.close()
+            for fd in self.outputs:
+                os.close(fd)
+            if self.line:
+                self.line.close()
+        status = report["why"] or {number: name for name, number in EXIT.items()}.get(report["exit"], "crash")
+        if status in ("ok", "error", "crash") and (report["cpu"] > self.limits.cpu or report["exit"] == -signal.SIGXCPU):
+            status = "cpu"
+        elif status in ("ok", "error", "crash") and any(full):
+            status = "output"
+        stdout, stderr = (text.decode("utf-8", "replace") for text in written[:2])
+        return Outcome(status, stdout, stderr, round(report["seconds"], 4), self.sandbox.level, b"".join(written[2:]))
 
 
 class Sandbox:
     """The fork server of this process, and the runs in it. Use it in one event loop: `async with Sandbox() as sandbox`.
 
-    level: "auto" takes landlock and refuses to start without it; a name takes that level or raises SandboxError.
+    level: "auto" takes the best of namespaces and landlock that passes the self-test; a name takes that level or raises
+    SandboxError. Afterwards `level` is what was chosen, and `why_not` says of each better level why it was not.
     """
 
     def __init__(self, level: str = "auto"):
-        self.wanted, self.level = level, level
+        self.wanted, self.level, self.why_not = level, level, {}
         self.server, self.control, self.runs, self.counter, self.unsent = None, None, {}, 0, []
 
     async def __aenter__(self):
-        self.level = "landlock" if self.wanted == "auto" else self.wanted
-        if self.level not in LEVELS:
-            raise SandboxError(f"unknown sandbox level {self.level!r}: one of auto, {', '.join(LEVELS)}")
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if self.wanted not in ("auto", *LEVELS):
+            raise SandboxError(f"unknown sandbox level {self.wanted!r}: one of auto, {', '.join(LEVELS)}")
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a run in flight holds up to seven descriptors here
-        await self._start()
-        return self
+        for self.level in LEVELS[:2] if self.wanted == "auto" else (self.wanted,):
+            try:
+                await self._start()
+                if self.level in LEVELS[:2]:
+                    await self._self_test()
+                return self
+            except SandboxError as error:
+                self._stop("the self-test failed")
+                self.why_not[self.level] = str(error)
+        raise SandboxError("; ".join(f"sandbox level {level} does not work here: {why}" for level, why in self.why_not.items()))
 
     async def __aexit__(self, *_):
         self._stop("the sandbox was closed")
 
     async def _start(self):
+        if sys.platform != "linux" or platform.machine() != "x86_64" and self.level != "none":
+            raise SandboxError(f"needs Linux on x86-64, and this is {sys.platform} on {platform.machine()}")
+        for hidden in {HERE, pathlib.Path.cwd(), pathlib.Path.home(), pathlib.Path(tempfile.gettempdir())} if self.level in LEVELS[:2] else ():
+            if shown := [path for path in readable_paths() if hidden.resolve().is_relative_to(os.path.realpath(path))]:
+                raise SandboxError(f"{hidden} would be readable: it is inside of {shown[0]}, which the interpreter needs")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # No environment but this: nothing of the trainer's reaches a run. -S -s -P: no site, no user site, no cwd on the path.
-        command = [sys.executable, "-S", "-s", "-P", str(HERE / "jail.py"), str(theirs.fileno()), self.level, str(HERE / "mas.py")]
-        environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "HOME": "/", "PATH": "/usr/bin:/bin"}
-        self.server = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], cwd="/", stdin=subprocess.DEVNULL,
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.server = subprocess.Popen([*COMMAND, str(theirs.fileno()), self.level, str(HERE / "mas.py")], env=ENVIRONMENT, cwd="/",
+                                       pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         theirs.close()
+        self.control, ready = ours, b""
         ours.settimeout(20)
-        try:
+        with self.server.stderr, contextlib.suppress(TimeoutError):
             ready = ours.recv(4096)
-        except TimeoutError:
-            ready = b""
+            reason = "" if ready else (self.server.stderr.read().decode(errors="replace").strip().splitlines() or [""])[-1]
         if not ready:
-            self.server.kill()
-            reason = self.server.communicate()[1].decode(errors="replace").strip().splitlines()[-1:]
-            raise SandboxError(f"sandbox level {self.level!r} does not work here: {' '.join(reason)}; another level: --sandbox NAME")
-        self.server.stderr.close()
+            self._stop(reason)
+            raise SandboxError(reason or "the server did not start")
         ours.setblocking(False)
-        self.control = ours
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._on_report)
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._on_readable)
+
+    async def _self_test(self):
+        """One run that tries what must not work, and a thread, which must. Raises SandboxError."""
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "secret").write_text("secret")
+            outcome = await self.run(PROBE, json.dumps([folder, os.path.expanduser("~"), str(HERE)]).encode(), Limits(wall=10))
+            if outcome.stdout.split() != ["thread"] or os.listdir(folder) != ["secret"]:
+                last = (outcome.stderr.strip().splitlines() or [outcome.status])[-1]
+                raise SandboxError(f"the self-test failed: {' '.join(outcome.stdout.split()) or last}")
 
     def _stop(self, why):
-        if self.control is None:
-            return
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self.control.fileno())
-        loop.remove_writer(self.control.fileno())
-        self.control.close()
-        self.control = None
-        self.server.kill()  # its runs follow: PDEATHSIG
-        self.server.wait()
-        for _, fds in self.unsent:
-            for fd in fds:
-                os.close(fd)
-        self.unsent.clear()
-        for run in self.runs.values():
-            if not run.ended.done():
-                run.ended.set_exception(SandboxError(why))
-        self.runs.clear()
+        control, self.control = self.control, None
+        if control is not None:
+            asyncio.get_running_loop().remove_reader(control.fileno())
+            asyncio.get_running_loop().remove_writer(control.fileno())
+            self.server.kill()  # its runs follow: PDEATHSIG, and at level namespaces the end of their process 1
+            self.server.wait()
+            control.settimeout(5)
+            with control, contextlib.suppress(OSError):
+                while control.recv(4096):  # until nobody holds the other end
+                    pass
+        for fd in [fd for _, fds in self.unsent for fd in fds]:
+            os.close(fd)
+        for session in [session for session in self.runs.values() if not session.ended.done()]:
+            session.ended.set_exception(SandboxError(why))
+        self.unsent.clear(), self.runs.clear()
 
-    def _on_report(self):
+    def _on_readable(self):
         while self.control is not None:
             try:
                 data = self.control.recv(4096)
@@ -214,134 +243,146 @@ class Sandbox:
             if not data:
                 return self._stop("the sandbox's server died")
             report = json.loads(data)
-            run = self.runs.pop(report["id"], None)
-            if run and not run.ended.done():
-                if "failed" in report:
-                    run.ended.set_exception(SandboxError(report["failed"]))
-                else:
-                    run.ended.set_result(report)
+            session = self.runs.pop(report["id"], None)
+            if session and not session.ended.done():
+                session.ended.set_exception(SandboxError(report["failed"])) if "failed" in report else session.ended.set_result(report)
 
     def post(self, message: dict, fds=()):
         """Send one control message. A full socket is not a dead server: what does not fit waits its turn."""
-        if self.control is None:
-            for fd in fds:
-                os.close(fd)
-            return
-        self.unsent.append((json.dumps(message).encode(), list(fds)))
+        self.unsent.append((json.dumps(message).encode(), fds))
         self._flush()
 
     def _flush(self):
         loop = asyncio.get_running_loop()
-        while self.unsent:
+        while self.unsent and self.control is not None:
             data, fds = self.unsent[0]
             try:
                 socket.send_fds(self.control, [data], fds)
             except BlockingIOError:
                 return loop.add_writer(self.control.fileno(), self._flush)
-            except (BrokenPipeError, ConnectionResetError):
-                return  # _on_report will see the end
+            except OSError as error:  # as many descriptors on their way as one user may have; or the end, which _on_readable sees
+                return loop.call_later(0.01, self._flush) if error.errno == errno.ETOOMANYREFS else None
             for fd in fds:
                 os.close(fd)
             self.unsent.pop(0)
-        loop.remove_writer(self.control.fileno())
+        if self.control is not None:
+            loop.remove_writer(self.control.fileno())
 
-    async def _launch(self, kind, code, stdin, limits, extra_fds=()):
+    async def _launch(self, code, driver, stdin, limits, line=None):
         if self.control is None:
             await self._start()  # the server died: runs that were in it are lost, the next ones are not
-        code = code.encode("utf-8", "surrogatepass")
-        opened = list(extra_fds)
+        texts, outputs, theirs = [text.encode("utf-8", "surrogatepass") for text in (code, driver)], [], []
         try:
-            opened.append(_memfd(b"%d\n" % len(code) + code + stdin))
-            opened += [_memfd(size=limits.output), _memfd(size=limits.output)]
-            opened += [os.dup(fd) for fd in opened[-2:]]
+            theirs.append(_memfd(b"".join(b"%16d" % len(text) + text for text in texts) + stdin))
+            for size in [limits.output, limits.output] + [RESULTS] * bool(driver):
+                outputs.append(_memfd(size=size))
+                theirs.append(os.dup(outputs[-1]))
+            theirs += [os.dup(line.fileno())] if line else []
         except OSError as error:
-            for fd in opened:
+            for fd in outputs + theirs:
                 os.close(fd)
             raise SandboxError(f"no descriptors or memory for another run ({error.strerror})") from None
-        *extra, source, output, errors, output_copy, errors_copy = opened
         self.counter += 1
-        run = self.runs[self.counter] = Run(self, self.counter, limits, output, errors)
-        fds = [source, output_copy, errors_copy, *extra]
-        self.post({"op": "run", "id": run.name, "kind": kind, "limits": asdict(limits)}, fds)
-        return run
+        session = self.runs[self.counter] = Session(self, self.counter, limits, outputs)
+        session._post("run", kind="mas" if line else "program", limits=asdict(limits), fds=theirs)
+        return session
 
-    async def run(self, code: str, stdin: bytes = b"", limits: Limits = Limits()) -> Outcome:
-        """Run `code` with `stdin` and return how it ended. Raises SandboxError if the sandbox itself failed."""
-        return await (await self._launch("snippet", code, stdin, limits)).outcome()
+    async def run(self, code: str, stdin: bytes = b"", limits: Limits = Limits(), driver: str = "") -> Outcome:
+        """Run `code` with `stdin` and return how it ended. Raises SandboxError if the sandbox itself failed.
+
+        driver: trusted code that runs after it, with `scope`, the code's names; what it writes to descriptor 3 are the results.
+        """
+        return await (await self._launch(code, driver, stdin, limits)).finish()
 
     async def talk(self, script: str, variables: dict, limits: Limits = Limits()) -> Session:
         """Start a MAS script that sees `variables` and the names of mas.py. Raises SandboxError."""
         ours, theirs = socket.socketpair()
+        with theirs:
+            session = await self._launch(script, "", b"", limits, theirs)
         ours.setblocking(False)
-        session = Session(await self._launch("mas", script, b"", limits, [theirs.detach()]), ours)
-        await session.receive()  # "start": the script is about to run; now it gets its variables
+        session.line = ours
+        await session.receive()  # "start": the script is about to run; now it gets its variables and its time
+        session.left, session.messages = limits.wall, 0
         await session.send(variables)
         return session
 
 
 def parse_message(line: bytes) -> dict:
-    """One message of a script: a JSON object. Raises ProtocolError on anything else, of any size or depth.
+    """One message of a script: a JSON object of at most MAX_DEPTH levels. Raises ProtocolError on anything else.
 
     >>> parse_message(b'{"op": "submit", "reply": 3}')
     {'op': 'submit', 'reply': 3}
     """
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
     try:
-        message = json.loads(line.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        message = json.loads(line.decode("utf-8", "surrogatepass"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON message: {str(error)[:100]}") from None
-    if not isinstance(message, dict):
-        raise ProtocolError("a message is a JSON object")
+    level = [message]
+    for _ in range(MAX_DEPTH):
+        level = [item for value in level if isinstance(value, (dict, list)) for item in (value.values() if isinstance(value, dict) else value)]
+    if level or not isinstance(message, dict):
+        raise ProtocolError(f"a message is a JSON object of at most {MAX_DEPTH} levels")
     return message
 
 
-def _refuse(constant):
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _memfd(content: bytes = b"", size: int | None = None) -> int:
-    """A memory file: with `content`, at its start; or of a fixed `size`, sealed, for output."""
+def _memfd(content: bytes = b"", size: int = 0) -> int:
+    """A memory file: with `content`, at its start, or of a fixed `size` for output. Sealed."""
     fd = os.memfd_create("run", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    if size is None:
-        os.write(fd, content)
-        os.lseek(fd, 0, os.SEEK_SET)
-    else:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.ftruncate(fd, -(-size // 4096) * 4096 or len(content))  # whole pages: of a part of one, a write is refused whole
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL | (0 if size else fcntl.F_SEAL_WRITE))
     return fd
 
 
-def _read_capped(fd, cap):
-    written = os.lseek(fd, 0, os.SEEK_CUR)  # the run's own offset: it writes through the same open file
-    data = os.pread(fd, min(written, cap), 0)
-    return data.decode("utf-8", "replace"), written >= cap
+def _written(fd, size):
+    """What a run wrote to an output of `size` bytes, and whether that was all it could."""
+    end = os.lseek(fd, 0, os.SEEK_CUR)  # the run's own offset: it writes through the same open file
+    return os.pread(fd, min(end, size), 0), end >= size
+
+
+PROBE = """
+import json, os, socket, sys, threading
+folders = json.load(sys.stdin)
+attempts = [("socket", socket.socket), ("fork", lambda: os.fork() or os._exit(0)), ("exec", lambda: os.execv("/proc/self/exe", ["python"])),
+            ("proc", lambda: os.listdir("/proc/1")), ("kill", lambda: os.kill(os.getppid(), 0)), ("read", lambda: open(folders[0] + "/secret"))]
+for name, attempt in attempts + [("write", lambda: open(folder + "/probe", "x")) for folder in folders]:
+    try:
+        attempt()
+        print(name)
+    except OSError:
+        pass
+threading.Thread(target=print, args=("thread",)).start()
+"""
 
 
 def main():
     parser = argparse.ArgumentParser(description="Run one Python file in the sandbox and print its outcome as JSON.")
-    parser.add_argument("file", nargs="?", help="the file to run")
+    parser.add_argument("file", nargs="?", default="", help="the file to run")
     parser.add_argument("--sandbox", default="auto", choices=("auto", *LEVELS), help="level (default: %(default)s)")
     parser.add_argument("--wall", type=float, default=5.0, help="seconds of wall time (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="report the level that works here")
+    parser.add_argument("--check", action="store_true", help="say which level works here, and why none above it does")
     arguments = parser.parse_args()
-    if not arguments.check and not (arguments.file and os.path.isfile(arguments.file)):
-        sys.exit(_fail(f"no such file: {arguments.file}" if arguments.file else "name a file to run, or --check"))
 
     async def go():
         async with Sandbox(arguments.sandbox) as sandbox:
             if arguments.check:
-                return {"level": sandbox.level}
+                return {"level": sandbox.level, "why_not": sandbox.why_not}
             code = pathlib.Path(arguments.file).read_bytes().decode("utf-8", "surrogateescape")
-            return asdict(await sandbox.run(code, limits=Limits(wall=arguments.wall)))
+            return {**asdict(await sandbox.run(code, limits=Limits(wall=arguments.wall))), "results": None}
 
     try:
+        if not arguments.check and not os.path.isfile(arguments.file):
+            raise SandboxError(f"no such file: {arguments.file}" if arguments.file else "name a file to run, or --check")
         print(json.dumps(asyncio.run(go())))
-    except SandboxError as error:
-        sys.exit(_fail(str(error)))
-
-
-def _fail(message):
-    print(f"sandbox.py: {message}", file=sys.stderr)
-    return 2
+    except (SandboxError, OSError) as error:
+        sys.stderr.write(f"sandbox.py: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -316,17 +316,22 @@ class Trainer:
 
 
 class Clock:
-    """Where a step's time goes: seconds of the rollout, of that in the engine, and of the update; and the tokens sampled."""
+    """Where a step's time goes: seconds of the rollout and of the update; of the rollout's, those in the engine and those in which
+    this process had nothing to do but wait for scripts, tools and graders; and the tokens sampled."""
 
     def __init__(self, engine):
-        self.engine, self.started, self.laps = engine, time.monotonic(), {}
-        self.tokens, self.sampling = engine.tokens, engine.seconds
+        self.engine, self.started, self.cpu, self.laps = engine, time.monotonic(), time.thread_time(), {}
+        self.tokens, self.sampling, self.sampling_cpu = engine.tokens, engine.seconds, engine.cpu_seconds
 
     def lap(self, name):
         self.laps[f"seconds_{name}"] = time.monotonic() - self.started - sum(self.laps.values())
+        if name == "rollout":
+            self.sampling = self.engine.seconds - self.sampling
+            busy = time.thread_time() - self.cpu - (self.engine.cpu_seconds - self.sampling_cpu)
+            self.waiting = self.laps["seconds_rollout"] - self.sampling - busy
 
     def row(self) -> dict:
-        return {"seconds": time.monotonic() - self.started, **self.laps, "seconds_sampling": self.engine.seconds - self.sampling,
+        return {"seconds": time.monotonic() - self.started, **self.laps, "seconds_sampling": self.sampling, "seconds_waiting": self.waiting,
                 "tokens": int(all_reduce(self.engine.tokens - self.tokens))}
 
 
@@ -347,7 +352,8 @@ async def run(trainer: Trainer) -> None:
     try:
         async with Sandbox(trainer.config.sandbox) as sandbox:
             if trainer.rank == 0:
-                log.info(f"{trainer.out}: sandbox {sandbox.level}, {world_size()} rank(s) on {trainer.policy.device}, "
+                why_not = "".join(f" (not {level}: {why})" for level, why in sandbox.why_not.items())
+                log.info(f"{trainer.out}: sandbox {sandbox.level}{why_not}, {world_size()} rank(s) on {trainer.policy.device}, "
                          f"{sum(p.numel() for p in trainer.policy.model.parameters()) / 1e6:.2f}M parameters, "
                          f"{len(trainer.pool)} training and {len(trainer.held_out)} held-out questions")
             await trainer.train(sandbox)

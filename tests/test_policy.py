@@ -7,7 +7,13 @@ import torch
 from conftest import ROOT
 
 import tasks
-from policy import EngineError, HFEngine, Policy, PromptTooLong, Request, Row, Sample, Scorer, collate, generate, micro_batches, pick, share_prompts
+from policy import EngineError, HFEngine, Policy, PromptTooLong, Request, Row, Sample, Scorer, collate, decode, micro_batches, pick, share_prompts
+
+
+def generate(policy, requests):
+    """The completions of a batch, in its order."""
+    found = dict(pair for finished in decode(policy, requests) for pair in finished)
+    return [found[row] for row in range(len(requests))]
 
 
 def prompts(policy, count):
@@ -43,11 +49,10 @@ def test_pick_samples_the_distribution():
     assert logprob.exp().item() == pytest.approx(0.5 ** 0.5 / (0.5 ** 0.5 + 1.0), abs=1e-6)  # of softmax(logits / 2)
 
 
-def test_rounds_are_complete_and_nested(policy):
+def test_rounds_are_complete_and_nested(policy, monkeypatch):
     """The batch runs when all that could ask are waiting: three coroutines, the third of which asks for two at once."""
-    engine = HFEngine(policy)
-    sizes, original = [], engine._run
-    engine._run = lambda: (sizes.append(len(engine.waiting)), original())
+    engine, sizes = HFEngine(policy), []
+    monkeypatch.setattr("policy.decode", lambda policy, requests: sizes.append(len(requests)) or decode(policy, requests))
     prompt = prompts(policy, 1)[0]
 
     async def one(seed):
@@ -63,6 +68,21 @@ def test_rounds_are_complete_and_nested(policy):
 
     asyncio.run(engine.gather(one(0), two(), then()))
     assert sizes == [4, 1] and engine.live == 1
+
+
+def test_who_has_its_sample_goes_on_while_others_decode(policy):
+    """One token and forty: what follows the short one happens before the long one is done; the next round waits for both."""
+    engine, events = HFEngine(policy), []
+
+    async def one(name, tokens):
+        await engine.sample(prompts(policy, 1)[0], tokens, 0)
+        events.append(name)
+        await asyncio.sleep(0.001)
+        await engine.sample(prompts(policy, 1)[0], 1, 1)
+        events.append(name)
+
+    asyncio.run(engine.gather(one("short", 1), one("long", 40)))
+    assert events[:2] == ["short", "long"] and sorted(events[2:]) == ["long", "short"]
 
 
 def test_a_failing_coroutine_leaves_the_engine_usable(policy):
@@ -90,7 +110,7 @@ def test_errors_of_the_model_reach_whoever_waits(policy, monkeypatch):
         def fail(*_, raised=raised):
             raise raised
 
-        monkeypatch.setattr("policy.generate", fail)
+        monkeypatch.setattr("policy.decode", fail)
         with pytest.raises(expected):
             asyncio.run(HFEngine(policy).sample((5, 6), 4, 0))
 
