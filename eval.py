@@ -62,7 +62,7 @@ class Config:
     """At most so many tokens of a reply."""
     max_calls: int = 16
     """At most so many model calls of one execution."""
-    sandbox: Literal["auto", "landlock", "seccomp", "none"] = "auto"
+    sandbox: Literal["auto", "namespaces", "landlock", "seccomp", "none"] = "auto"
     """Isolation of scripts and tools; auto takes the best that works and refuses to start without one."""
     engine: Literal["hf"] = "hf"
     """What samples."""

@@ -6,9 +6,7 @@ with both sides boxed, in a worker process that can be killed. Traps avoided: bo
 Test: `pytest tests/test_tasks.py`. Read next: mas.py.
 """
 import atexit
-import inspect
 import json
-import os
 import re
 import select
 import subprocess
@@ -188,77 +186,6 @@ def _math_worker():
         except Exception:  # the boundary: whatever sympy does with a model's text, the text is then not the answer
             result = False
         print(json.dumps(result), flush=True)
-
-
-# ------------------------------------------------------------------------------------------------------ candidate programs
-
-def encode(value, depth=0):
-    """A result as JSON that tells its type: scalars and lists as they are, else {"tuple": ...}, {"set": ...}, {"dict": pairs}, {"repr": ...}.
-
-    Values are compared in this form: nothing of a candidate's is ever hashed or called in the parent, and 1 is not True.
-    Raises TypeError for what is not data.
-    >>> encode([(1, 2.5), {3}, {"a": None}])
-    [{'tuple': [1, 2.5]}, {'set': [3]}, {'dict': [['a', None]]}]
-    """
-    kind = type(value)
-    if depth > 50:
-        raise TypeError("a result of more than 50 levels")
-    if value is None or kind in (bool, int, str) or kind is float and value - value == 0:
-        return value
-    if kind in (float, complex, bytes, range):  # of the floats, infinities and nan
-        return {"repr": repr(value)}
-    if issubclass(kind, dict):
-        return {"dict": sorted(([encode(key, depth + 1), encode(item, depth + 1)] for key, item in dict.items(value)), key=repr)}
-    if kind not in (list, tuple, set, frozenset):
-        raise TypeError(f"a result of type {kind.__name__}")
-    inner = [encode(item, depth + 1) for item in value]
-    return inner if kind is list else {"tuple": inner} if kind is tuple else {"set": sorted(inner, key=repr)}
-
-
-def decode(value):
-    """The value of an encoding: what a call is given. Only for encodings of our own, never of a candidate's results.
-
-    >>> decode(encode([(1, 2.5), {3}, {"a": None}]))
-    [(1, 2.5), {3}, {'a': None}]
-    """
-    if isinstance(value, list):
-        return [decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    (tag, inner), = value.items()
-    if tag == "repr":
-        return eval(inner, {"inf": float("inf"), "nan": float("nan")})
-    return {"tuple": tuple, "set": set, "dict": dict}[tag](decode(inner))
-
-
-def _call_all(scope, function, calls):
-    # Runs in the sandbox, after the candidate: a line of JSON on descriptor 3 for each call, as soon as it is there
-    for arguments in calls:
-        try:
-            line = json.dumps({"value": encode(eval(function, scope)(*decode(arguments)))})
-        except Exception as error:  # the boundary: a candidate raises what it likes, and the next call is another test
-            line = json.dumps({"error": type(error).__name__})
-        os.write(3, line.encode() + b"\n")
-
-
-async def call(sandbox, code: str, function: str, calls: list, limits):
-    """Run a candidate program and call its `function` (an expression: "f", "Solution().f") with each of `calls`, lists of arguments.
-
-    Returns (sandbox.Outcome, one result per call): {"value": encoding} or {"error": text}. Expected values stay here: compare
-    with encode(expected). Raises SandboxError.
-    """
-    driver = "import json, os, sys\n" + "\n".join(inspect.getsource(part) for part in (encode, decode, _call_all)) + "_call_all(scope, *json.load(sys.stdin))"
-    outcome = await sandbox.run(code, json.dumps([function, [encode(list(arguments)) for arguments in calls]]).encode(), limits, driver)
-    lines = outcome.results.split(b"\n")[:-1]
-    return outcome, [_result(lines[number]) if number < len(lines) else {"error": "no result"} for number in range(len(calls))]
-
-
-def _result(line):
-    try:
-        result = json.loads(line, parse_constant=lambda name: {"error": name})
-    except (ValueError, RecursionError):
-        result = None
-    return result if isinstance(result, dict) and len(result) == 1 and set(result) <= {"value", "error"} else {"error": "not a result"}
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--math-worker"]:

@@ -10,8 +10,7 @@ descriptors that it passes on. In order, it
   3. forks per run. The run gets its limits, at level namespaces its own scratch directory in memory, and a second filter
      that takes away what only the server needs: new processes, signals, mounts, descriptor passing. So one run = one
      process: SIGKILL is a sure kill, RLIMIT_AS and RLIMIT_CPU are exact. Threads are counted: the kernel asks the server.
-Refused calls return EPERM; chmod and utime pretend to succeed; a new process is EAGAIN, as at any limit of processes; clone3
-is ENOSYS so that glibc falls back to clone, whose flags a filter can read.
+Refused calls return EPERM; chmod and utime pretend to succeed; a new process is EAGAIN, as at any limit of processes.
 
 Source: ours, after landlock(7), seccomp(2), seccomp_unotify(2) and user_namespaces(7).  Test: `pytest tests/test_sandbox.py`.
 """
@@ -90,7 +89,7 @@ def server_filter(level):
     """The allow-list of the server and of all that it forks. A new thread is asked for: see Server.thread."""
     reading = _argument_rule(OPEN, 1, [0], ALLOW, EPERM, WRITES) + _argument_rule(OPENAT, 2, [0], ALLOW, EPERM, WRITES)
     writing = _rule(FILES + MOUNTING, ALLOW) if level == "namespaces" else reading
-    return _program(writing + _rule(RUN + SERVER + [FORK, TGKILL, PRLIMIT, PRCTL], ALLOW) + _rule(PRETEND, SUCCESS) + _rule([CLONE3], ENOSYS)
+    return _program(writing + _rule(RUN + SERVER + [FORK, TGKILL, PRLIMIT, PRCTL], ALLOW) + _rule(PRETEND, SUCCESS) + _rule([CLONE3], ENOSYS)  # glibc falls back to clone, whose flags can be read
                     + _argument_rule(CLONE, 0, [CLONE_THREAD], NOTIFY, ALLOW, mask=CLONE_THREAD) + _rule([VFORK], EAGAIN)
                     + _argument_rule(IOCTL, 1, [*IOCTLS, NOTIFY_RECEIVE, NOTIFY_SEND], ALLOW, EPERM)
                     + _argument_rule(FCNTL, 1, FCNTLS_REFUSED, EPERM, ALLOW), EPERM)
@@ -206,7 +205,7 @@ def enter_run(fds, limits, level):
 
 
 def read_text():
-    # Descriptor 0, a memory file, holds the code, a driver and the input; of the first two, each comes after its length in 16 bytes
+    # Descriptor 0, a memory file, holds setup, code, driver and input; of the first three, each comes after its length in 16 bytes
     return os.read(0, int(os.read(0, 16))).decode("utf-8", "surrogatepass")
 
 
@@ -234,8 +233,8 @@ def connect_mas(module):
     return {name: getattr(module, name) for name in module.__all__}
 
 
-def execute(code, scope, driver):
-    """Run `code` to its end, then the trusted driver, if any, in a scope of its own. Returns how it ended, one of EXIT."""
+def execute(setup, code, driver, scope):
+    """Run `code` between the trusted setup, in its scope, and the trusted driver, in one of its own. Returns how it ended, one of EXIT."""
     try:
         compiled = compile(code, "<script>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -243,6 +242,7 @@ def execute(code, scope, driver):
         return "invalid"
     linecache.cache["<script>"] = (len(code), None, code.splitlines(True), "<script>")
     try:
+        exec(setup, scope)
         exec(compiled, scope)
         if driver:
             exec(compile(driver, "<driver>", "exec"), {"scope": scope})
@@ -256,16 +256,17 @@ def execute(code, scope, driver):
     return "ok"
 
 
-def run(mas=None):
-    """Run what descriptor 0 holds, as a script that talks if `mas` is given. Never returns."""
+def run(kind, mas):
+    """Run what descriptor 0 holds: a program; or a script that talks, a "mas" with the names of mas.py. Never returns."""
     status = "error"
     try:
-        code, driver = read_text(), read_text()
+        setup, code, driver = read_text(), read_text(), read_text()
         main = types.ModuleType("candidate" if driver else "__main__")
         scope, sys.modules["__main__"], sys.modules[main.__name__] = main.__dict__, main, main
-        if mas:
-            scope |= connect_mas(mas) | mas._request({"op": "start"})
-        status = execute(code, scope, driver)
+        if kind != "program":
+            names = connect_mas(mas) | mas._request({"op": "start"})
+            scope |= names if kind == "mas" else {}
+        status = execute(setup, code, driver, scope)
         threading._shutdown()  # as the interpreter does at its end: wait for threads that are not daemons
         sys.stdout.flush()
         sys.stderr.flush()
@@ -328,7 +329,7 @@ class Server:
         if pid == 0:
             try:
                 enter_run(fds, limits, self.level)
-                run(self.mas if kind == "mas" else None)
+                run(kind, self.mas)
             finally:
                 os._exit(99)  # never back into the server's loop
         if pid < 0:  # this run fails, the others and the server go on
@@ -373,7 +374,7 @@ def main():
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes this server in order
     sys.path = [path for path in sys.path if path and path.startswith(sys.base_prefix)]
-    import bisect, datetime, decimal, fractions, functools, heapq, itertools, math, random, re, statistics, string  # noqa: E401, F401
+    import bisect, copy, datetime, decimal, fractions, functools, heapq, itertools, math, random, re, statistics, string, typing  # noqa: E401, F401
     with open(sys.argv[3]) as file:
         exec(compile(file.read(), "mas.py", "exec"), mas.__dict__)
     sys.modules["mas"] = mas  # so that a script may import it
@@ -385,7 +386,6 @@ def main():
         namespaces()
     control = socket.socket(fileno=int(sys.argv[1]))
     must(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    os.chdir("/")
     if level in ("landlock", "seccomp"):
         drop_capabilities()
     if level == "landlock":

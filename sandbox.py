@@ -268,13 +268,13 @@ class Sandbox:
         if self.control is not None:
             loop.remove_writer(self.control.fileno())
 
-    async def _launch(self, code, driver, stdin, limits, line=None):
+    async def _launch(self, kind, texts, stdin, limits, line=None):
         if self.control is None:
             await self._start()  # the server died: runs that were in it are lost, the next ones are not
-        texts, outputs, theirs = [text.encode("utf-8", "surrogatepass") for text in (code, driver)], [], []
+        outputs, theirs, texts = [], [], [text.encode("utf-8", "surrogatepass") for text in texts]
         try:
             theirs.append(_memfd(b"".join(b"%16d" % len(text) + text for text in texts) + stdin))
-            for size in [limits.output, limits.output] + [RESULTS] * bool(driver):
+            for size in [limits.output, limits.output] + [RESULTS] * bool(texts[2] and not line):
                 outputs.append(_memfd(size=size))
                 theirs.append(os.dup(outputs[-1]))
             theirs += [os.dup(line.fileno())] if line else []
@@ -284,26 +284,28 @@ class Sandbox:
             raise SandboxError(f"no descriptors or memory for another run ({error.strerror})") from None
         self.counter += 1
         session = self.runs[self.counter] = Session(self, self.counter, limits, outputs)
-        session._post("run", kind="mas" if line else "program", limits=asdict(limits), fds=theirs)
+        session._post("run", kind=kind, limits=asdict(limits), fds=theirs)
         return session
 
-    async def run(self, code: str, stdin: bytes = b"", limits: Limits = Limits(), driver: str = "") -> Outcome:
+    async def run(self, code: str, stdin: bytes = b"", limits: Limits = Limits(), driver: str = "", setup: str = "") -> Outcome:
         """Run `code` with `stdin` and return how it ended. Raises SandboxError if the sandbox itself failed.
 
-        driver: trusted code that runs after it, with `scope`, the code's names; what it writes to descriptor 3 are the results.
+        setup: trusted code that runs before it, in the same scope. driver: trusted code that runs after it, in its own, with the code's
+        names as `scope`; what it writes to descriptor 3 are the results.
         """
-        return await (await self._launch(code, driver, stdin, limits)).finish()
+        return await (await self._launch("program", (setup, code, driver), stdin, limits)).finish()
 
-    async def talk(self, script: str, variables: dict, limits: Limits = Limits()) -> Session:
-        """Start a MAS script that sees `variables` and the names of mas.py. Raises SandboxError."""
+    async def talk(self, script: str, variables: dict | None = None, limits: Limits = Limits(), kind: str = "mas", driver: str = "",
+                   setup: str = "") -> Session:
+        """Start a script that talks. kind: "mas" sees `variables` and the names of mas.py; "line" only mas._request. Raises SandboxError."""
         ours, theirs = socket.socketpair()
         with theirs:
-            session = await self._launch(script, "", b"", limits, theirs)
+            session = await self._launch(kind, (setup, script, driver), b"", limits, theirs)
         ours.setblocking(False)
         session.line = ours
         await session.receive()  # "start": the script is about to run; now it gets its variables and its time
         session.left, session.messages = limits.wall, 0
-        await session.send(variables)
+        await session.send(variables or {})
         return session
 
 

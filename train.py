@@ -100,7 +100,7 @@ class Config:
     """Padded tokens of a micro-batch."""
     engine: Literal["hf"] = "hf"
     """What samples."""
-    sandbox: Literal["auto", "landlock", "seccomp", "none"] = "auto"
+    sandbox: Literal["auto", "namespaces", "landlock", "seccomp", "none"] = "auto"
     """Isolation of scripts and tools; auto takes the best that works and refuses to start without one."""
     data_dir: str | None = None
     """Folder with local files of the benchmarks."""

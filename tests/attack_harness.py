@@ -21,7 +21,7 @@ import threading
 import time
 
 from attacks import ATTACKS
-from grading import call
+from programs import call
 from sandbox import Limits, ProtocolError, Sandbox
 
 CANARY = "TRUTH" + "CANARY"

@@ -132,6 +132,17 @@ while True: pass
     "exit_code_lies": ("script", "any", "import os; os._exit(97)"),
     "frames": ("script", "memory|error|crash|timeout|cpu", "import sys\nsys.setrecursionlimit(10**9)\nf = lambda: f()\nf()"),
     "gc_bomb": ("script", "memory|timeout|cpu", "class N:\n    def __del__(self): keep.append(N())\nkeep = []\nwhile True: N()"),
+    "signals_by_descriptor": ("script", "ok", """
+import fcntl, os, signal, struct
+r, w = os.pipe()  # the kernel would kill the trainer when the pipe becomes readable: no kill(2) needed
+for pid in (@PPID@, os.getppid(), 1):
+    for number, value in ((8, pid), (10, int(signal.SIGKILL)), (15, struct.pack("ii", 1, pid))):  # SETOWN SETSIG SETOWN_EX
+        try: fcntl.fcntl(r, number, value); print("ESCAPE:owner", number)
+        except OSError: pass
+    try: fcntl.fcntl(r, fcntl.F_SETFL, fcntl.fcntl(r, fcntl.F_GETFL) | os.O_ASYNC)
+    except OSError: pass
+    os.write(w, b"x")
+"""),
     "nice_and_bind": ("script", "ok", """
 import os
 for attempt in (lambda: os.nice(-10), lambda: os.setpriority(os.PRIO_PROCESS, @PPID@, 19), lambda: os.sched_setaffinity(@PPID@, {0}),

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, SHARED
 
 NOBODY = 65534
-FILES = ("sandbox.py", "jail.py", "mas.py", "grading.py", "tests/attacks.py", "tests/attack_harness.py")
+FILES = ("sandbox.py", "jail.py", "mas.py", "programs.py", "tests/attacks.py", "tests/attack_harness.py")
 
 
 @pytest.fixture(scope="module")
