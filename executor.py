@@ -10,11 +10,13 @@ Every end is a typed status. What the script spoiled scores 0; what the infrastr
 Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 """
 import asyncio
+import hashlib
 import re
 from dataclasses import dataclass, replace
 
 from designer import Design
 from policy import EngineError, PromptTooLong, seed_of
+from programs import judge, last_program
 from sandbox import Limits, ProtocolError, SandboxError
 from tasks import Question, final_answer
 
@@ -66,14 +68,17 @@ class InvalidScript(Exception):
     """A script asked for something that does not exist (a tool that the question does not offer)."""
 
 
-PYTHON_TOOL = """You can run Python: reply with a ```python block and nothing after it, and you get to see what it prints.
-When you know the answer, reply without a code block."""
-FORMAT = "Put your final answer in \\boxed{}."
+TOOLS = {
+    "python": "You can run Python: reply with a ```python block and nothing after it, and you get to see what it prints.",
+    "tests": "You can test a program on the question's examples: reply with it in a ```tests block and nothing after it, and you get to see what passes.",
+}
+FORMATS = {"code": "Put your final program into a ```solution block."}
+FORMAT, NO_BLOCK = "Put your final answer in \\boxed{}.", "When you know the answer, reply without such a block."
 
 
-def agent_messages(instructions: str, tools, text: str, history=()) -> list[dict]:
+def agent_messages(instructions: str, tools, text: str, history=(), kind: str = "math") -> list[dict]:
     """What an agent is shown. The first line is its instructions; the question is in `text`, if the script passed it on."""
-    system = "\n".join([instructions, FORMAT] + ([PYTHON_TOOL] if "python" in tools else []))
+    system = "\n".join([instructions, FORMATS.get(kind, FORMAT), *(TOOLS[tool] for tool in TOOLS if tool in tools)] + [NO_BLOCK] * bool(tools))
     return [{"role": "system", "content": system}, *history, {"role": "user", "content": text}]
 
 
@@ -83,14 +88,15 @@ def tool_messages(reply: str, output: str, last: bool) -> list[dict]:
     return [{"role": "assistant", "content": reply}, {"role": "user", "content": f"Output: {output}{note}"}]
 
 
-def python_block(text: str) -> str | None:
-    """The code that a reply wants to run: its last fenced Python block, None if it has none.
+def tool_call(text: str, tools) -> tuple[str, str] | None:
+    """The tool that a reply calls, and the code: its last fenced block that names one of `tools`; None if it has a final program, or no such block.
 
-    >>> python_block("```python\\nprint(6 * 7)\\n```")
-    'print(6 * 7)'
+    >>> tool_call("```python\\nprint(6 * 7)\\n```", ["python"])
+    ('python', 'print(6 * 7)')
     """
-    blocks = re.findall(r"```(?:python|py)[ \t]*\n(.*?)```", text, re.DOTALL)
-    return blocks[-1].strip() if blocks else None
+    blocks = re.findall(r"```(python|py|tests|solution)[ \t]*\n(.*?)```", text, re.DOTALL)
+    calls = [("python" if name == "py" else name, code.strip()) for name, code in blocks]
+    return None if any(name == "solution" for name, _ in calls) else next((call for call in reversed(calls) if call[0] in tools), None)
 
 
 class Executor:
@@ -180,20 +186,30 @@ class _Run:
         texts = await self.executor.engine.gather(*(self.agent(ask, first + number) for number, ask in enumerate(asks)))
         self.replies += texts  # in the order asked, not the order answered: the same in every run
         ids = range(len(self.replies) - len(texts), len(self.replies))
-        return [{"id": id, "text": text, "answer": final_answer(text)} for id, text in zip(ids, texts)]
+        if self.question.kind != "code":
+            return [{"id": id, "text": text, "answer": final_answer(text)} for id, text in zip(ids, texts)]
+        groups = await asyncio.gather(*(self.group(last_program(text)) for text in texts)) if len(texts) > 1 else [None]
+        return [{"id": id, "text": text, "answer": last_program(text), "group": group} for id, text, group in zip(ids, texts, groups)]
+
+    async def group(self, program: str | None) -> str | None:
+        """Programs that do the same on the public tests are one answer to a vote: a digest of what this one does."""
+        if program is None:
+            return None
+        verdicts = await judge(self.executor.sandbox, self.question.tests, self.question.tests.public, program)
+        return hashlib.sha256(repr([verdict.said for verdict in verdicts] or program).encode("utf-8", "replace")).hexdigest()
 
     async def agent(self, ask, number: int) -> str:
         """One agent's turns: up to max_turns tool runs, then a final reply, which is returned. Every turn is recorded."""
         history = self.memories.setdefault(ask["agent"], []) if ask["memory"] else []
-        messages = agent_messages(ask["instructions"], ask["tools"], ask["text"], history)
-        rounds = ask["max_turns"] if "python" in ask["tools"] else 0
+        messages = agent_messages(ask["instructions"], ask["tools"], ask["text"], history, self.question.kind)
+        rounds = ask["max_turns"] if ask["tools"] else 0
         for turn in range(rounds + 1):
             prompt_ids, completion = await self.sample(messages, (number, turn))
             call = self.calls[number, turn] = Call(ask["name"], prompt_ids, completion.ids, completion.logprobs, completion.text, tuple(messages))
-            code = python_block(completion.text) if turn < rounds else None
-            if code is None:
+            wanted = tool_call(completion.text, ask["tools"]) if turn < rounds else None
+            if wanted is None:
                 break
-            output = await self.python(code)
+            output = await getattr(self, wanted[0])(wanted[1])
             self.calls[number, turn] = replace(call, tool_output=output)
             messages = messages + tool_messages(completion.text, output, last=turn == rounds - 1)
         if ask["memory"]:
@@ -220,6 +236,17 @@ class _Run:
         outcome = await self.executor.sandbox.run(code, limits=limits)
         problem = "" if outcome.status == "ok" else outcome.stderr.strip().splitlines()[-1:] or [outcome.status]
         return (outcome.stdout.strip() + ("\n" if outcome.stdout.strip() and problem else "") + "".join(problem))[:2000]
+
+    async def tests(self, program: str) -> str:
+        """The program's verdicts on the public tests, and the first failure. Hidden tests are not run before the end."""
+        tests = self.question.tests
+        verdicts = await judge(self.executor.sandbox, tests, tests.public, program)
+        text = f"{sum(verdict.passed for verdict in verdicts)} of {len(verdicts)} passed."
+        for case, verdict in zip(tests.public, verdicts):
+            if not verdict.passed:
+                shown = f"Failed: {case}" if tests.kind == "assert" else f"Input:\n{case[0]}\nExpected:\n{case[1]}"
+                return f"{text}\n{shown}\nGot:\n{verdict.said}"[:2000]
+        return text
 
 
 def check_ask(ask) -> None:

@@ -30,9 +30,9 @@ def _request(message: dict) -> dict:
 class Reply(str):
     """What an agent said: a string, with `.answer` (what it boxed, or its solution block; None if neither) and `.agent`."""
 
-    def __new__(cls, text, id=-1, answer=None, agent=""):
+    def __new__(cls, text, id=-1, answer=None, agent="", group=None):
         reply = super().__new__(cls, text)
-        reply.id, reply.answer, reply.agent = id, answer, agent
+        reply.id, reply.answer, reply.agent, reply.group = id, answer, agent, group or answer
         return reply
 
 
@@ -66,7 +66,7 @@ def ask_all(agents, text):
     asks = [{"agent": agent._key, "name": agent.name, "instructions": agent.instructions, "tools": agent.tools,
              "memory": agent.memory, "max_turns": agent.max_turns, "text": str(text)} for agent, text in zip(agents, texts)]
     replies = _request({"op": "ask", "asks": asks})["replies"]
-    return [Reply(reply["text"], reply["id"], reply["answer"], agent.name) for reply, agent in zip(replies, agents)]
+    return [Reply(reply["text"], reply["id"], reply["answer"], agent.name, reply.get("group")) for reply, agent in zip(replies, agents)]
 
 
 def submit(reply):
@@ -118,14 +118,14 @@ def _listed(replies):
 
 
 def _majority(replies, text, judge_agent):
-    counts = Counter(reply.answer for reply in replies if reply.answer is not None)
+    counts = Counter(reply.group for reply in replies if reply.group is not None)  # programs that do the same are one answer
     if not counts:
         return replies[0] if judge_agent is None else judge(judge_agent, text, replies)
     most = max(counts.values())
-    leaders = {reply.answer: reply for reply in reversed(replies) if counts[reply.answer] == most}  # earliest reply of each
+    leaders = {reply.group: reply for reply in reversed(replies) if counts[reply.group] == most}  # earliest reply of each
     if len(leaders) > 1 and judge_agent is not None:
         return judge(judge_agent, text, replies)
-    return next(reply for reply in replies if reply.answer in leaders)
+    return next(reply for reply in replies if reply.group in leaders)
 
 
 def _approved(review):

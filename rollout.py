@@ -7,13 +7,15 @@ hashed from (seed, step, question, m, n, call), so a tree is the same whatever i
 Test: `pytest tests/test_rollout.py`. Read next: credit.py.
 """
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+import programs
 from designer import Design, design
 from executor import Budget, Execution, Executor
 from policy import EngineError, Sample, seed_of
+from sandbox import SandboxError
 from tasks import Question, grade
 
 
@@ -69,7 +71,12 @@ class Rollout:
         execution = await self.executor.execute(sampled, question, seed)
         if execution.answer is None:
             return execution, 0.0
-        return execution, await asyncio.to_thread(grade, question, execution.answer)
+        if question.kind != "code":
+            return execution, await asyncio.to_thread(grade, question, execution.answer)
+        try:
+            return execution, await programs.grade(self.executor.sandbox, question.tests, programs.last_program(execution.answer))
+        except SandboxError as error:
+            return replace(execution, status="infrastructure", detail=str(error)), 0.0
 
 
 def stack(trees: list[Tree]):

@@ -29,7 +29,7 @@ import designer
 import mas
 import tasks
 from cli import log
-from executor import Budget, agent_messages, python_block, tool_messages
+from executor import Budget, agent_messages, tool_call, tool_messages
 from policy import HFEngine, Policy, Row, Sample, Scorer, collate
 from rollout import Rollout
 from sandbox import Sandbox, SandboxError
@@ -113,8 +113,8 @@ def play(rng, question, script, record) -> None:
             messages = agent_messages(ask["instructions"], ask["tools"], ask["text"])
             text = teach(rng, question, ask, messages)
             record(messages, text)
-            if (code := python_block(text)) is not None:
-                messages = messages + tool_messages(text, str(eval(code[6:-1], {})), last=False)  # our own expression
+            if call := tool_call(text, ["python"]):
+                messages = messages + tool_messages(text, str(eval(call[1][6:-1], {})), last=False)  # our own expression
                 text = teach(rng, question, ask, messages)
                 record(messages, text)
             replies.append({"id": 0, "text": text, "answer": tasks.final_answer(text)})

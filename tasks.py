@@ -5,7 +5,7 @@
 
 The default set, `arithmetic`, is a small closed world made from a seed: three families of questions such that no single
 design can serve them all, by their nature (see the section below). `rg:NAME[,NAME]` opens any reasoning-gym generator with
-its own scorer, a path opens a JSONL file, and `gsm8k`, `math500`, `aime24`, `aime25` come from `--data-dir` or the Hub.
+its own scorer, a path opens a JSONL file, and the published sets, math and code, are benchmarks.py's.
 
 Grading is grading.py's. No hint about the answer ("an integer 0..999") is added to any prompt.
 Test: `pytest tests/test_tasks.py`. Read next: grading.py.
@@ -13,6 +13,7 @@ Test: `pytest tests/test_tasks.py`. Read next: grading.py.
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pathlib
 import random
@@ -20,6 +21,10 @@ import re
 from dataclasses import dataclass, field
 
 from grading import REFUSED, canonical_integer, final_answer, grade, grade_math, last_boxed  # noqa: F401 - the public names
+from programs import Tests, grade_code, last_program  # noqa: F401
+
+
+log = logging.getLogger("metaagent")
 
 
 class BadInput(ValueError):
@@ -32,10 +37,11 @@ class Question:
     id: str
     prompt: str
     answer: str
-    kind: str = "math"  # "math", or "rg" with the generator's own scorer
+    kind: str = "math"  # "math"; "code", judged by `tests`; or "rg", with the generator's own scorer
     family: str = ""
     tools: tuple[str, ...] = ("python",)  # what its agents may use; () is a closed-book question
     entry: dict | None = field(default=None, repr=False)  # reasoning-gym's own row
+    tests: Tests | None = field(default=None, repr=False)
 
 
 # ------------------------------------------------------------------------------------------- the default set: arithmetic
@@ -99,13 +105,10 @@ def arithmetic(split: str, seed: int, size: int, mix=MIX) -> list[Question]:
 
 # ---------------------------------------------------------------------------------------------------------- other sets
 
-HUB = {  # name: (repository, configuration, split, local file)
-    "gsm8k": ("openai/gsm8k", "main", "test", "gsm8k_test.jsonl"),
-    "math500": ("HuggingFaceH4/MATH-500", "default", "test", "math500.jsonl"),
-    "aime24": ("HuggingFaceH4/aime_2024", "default", "train", "aime24.jsonl"),
-    "aime25": ("math-ai/aime25", "default", "test", "aime25.jsonl"),
-}
-NAMES = ("arithmetic", *HUB)
+BENCHMARKS = ("aime24", "aime25", "olympiadbench", "math500", "gsm8k", "polaris", "dapo",  # benchmarks.py
+              "humaneval", "mbpp", "livecodebench", "apps", "codecontests")
+NAMES = ("arithmetic", *BENCHMARKS)
+MIXTURES = {"paper": "polaris:0.5,apps@introductory:0.35,codecontests:0.15"}
 
 
 def load(spec: str, split: str = "heldout", seed: int = 0, size: int = 1000, data_dir: str | None = None) -> list[Question]:
@@ -132,13 +135,13 @@ def parse_spec(spec: str) -> list[tuple[str, float]]:
     [('rg:gcd', 1.0), ('rg:leg_counting', 1.0), ('gsm8k', 0.5)]
     """
     parts, generator = [], False
-    for item in filter(None, (part.strip() for part in spec.split(","))):
+    for item in filter(None, (part.strip() for part in MIXTURES.get(spec, spec).split(","))):
         name, weight = item, 1.0
         if match := re.fullmatch(r"(.+):(-?\d*\.?\d+)", item):
             name, weight = match[1], float(match[2])
             if weight <= 0:
                 raise BadInput(f"--tasks {item}: the weight must be a positive number")
-        known = name in NAMES or name.endswith(".jsonl") or os.sep in name
+        known = name.split("@")[0] in NAMES or name.endswith(".jsonl") or os.sep in name
         generator = name.startswith("rg:") or (generator and not known)  # rg:a,b is rg:a,rg:b
         parts.append((name if known or name.startswith("rg:") or not generator else "rg:" + name, weight))
     if not parts:
@@ -151,17 +154,31 @@ def _load_one(name, split, seed, size, data_dir):
         return arithmetic("train" if split == "train" else "heldout", seed, size)
     if name.startswith("rg:"):
         return _reasoning_gym(name[3:], split, seed, size)
-    if name in HUB:
-        rows = read_jsonl(pathlib.Path(data_dir) / HUB[name][3]) if data_dir else _from_hub(name)
-    elif os.path.exists(name) or name.endswith(".jsonl") or os.sep in name:
+    if name.split("@")[0] in BENCHMARKS:
+        return _benchmark(name, split, seed, size, data_dir)
+    if os.path.exists(name) or name.endswith(".jsonl") or os.sep in name:
         rows = read_jsonl(pathlib.Path(name))
     else:
         raise BadInput(f"--tasks {name}: unknown; one of {', '.join(NAMES)}, rg:GENERATOR, or a path to a .jsonl file")
     questions = [_from_row(row, f"{name}:{number}", name) for number, row in enumerate(rows, 1)]
-    unique = list({question.prompt: question for question in questions}.values())
-    if split != "all":
-        unique = [question for question in unique if held_out(question.prompt) == (split == "heldout")]
+    unique = _side(list({question.prompt: question for question in questions}.values()), split)
     return random.Random(f"{name} {seed}").sample(unique, min(size, len(unique)))
+
+
+def _side(questions, split):
+    return [question for question in questions if split == "all" or held_out(question.prompt) == (split == "heldout")]
+
+
+def _benchmark(name, split, seed, size, data_dir):
+    """A published set: all of its test questions, or one side of its training questions (of a set without any, of the test questions)."""
+    import benchmarks
+    source = benchmarks.SOURCES[name.split("@")[0]]
+    questions, skipped = benchmarks.read(name, "test" if split == "all" else "train", data_dir, size * (1 if split == "all" else 5), seed)
+    if skipped:
+        log.info(f"{name}: {len(questions)} questions; rows left out: " + ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()))
+    if split == "train" and "train" not in source.splits:
+        log.info(f"{name} has no training split: its test questions are trained on")
+    return _side(questions, split)[:size]
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
@@ -199,18 +216,6 @@ def _from_row(row, where, family):
     answer = str(answer).split("####")[-1].strip()  # GSM8K keeps the answer behind ####
     family = pathlib.Path(family).stem if family.endswith(".jsonl") else family
     return Question(str(row.get("id", where.rsplit(":", 1)[1])), prompt, answer, "math", family)
-
-
-def _from_hub(name):
-    try:
-        import datasets
-    except ImportError:
-        raise BadInput(f"--tasks {name}: pip install datasets to read it from the Hub, or give --data-dir with {HUB[name][3]}") from None
-    repository, configuration, split, _ = HUB[name]
-    try:
-        return list(datasets.load_dataset(repository, configuration, split=split))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"--tasks {name}: {repository} cannot be read ({str(error)[:120]}); give --data-dir with {HUB[name][3]}") from None
 
 
 def _reasoning_gym(name, split, seed, size):

@@ -4,7 +4,7 @@ from conftest import QUESTION, execute
 
 import designer
 import tasks
-from executor import STATUSES, Budget, python_block
+from executor import STATUSES, Budget, tool_call
 from policy import EngineError
 
 A = 'a = Agent("a", "Solve the question.")\n'
@@ -100,8 +100,11 @@ def test_every_fixed_design_runs(policy, name):
     assert execution.status == "answered" and tasks.grade(QUESTION, execution.answer) == 1.0
 
 
-def test_python_block():
-    assert python_block("```python\na\n```\nand\n```py\nb\n```") == "b" and python_block("```\na\n```") is None and python_block("```python\na") is None
+def test_tool_calls():
+    assert tool_call("```python\na\n```\nand\n```py\nb\n```", ["python"]) == ("python", "b")
+    assert tool_call("```tests\na\n```\nand\n```python\nb\n```", ["tests"]) == ("tests", "a")
+    for text in ("```\na\n```", "```python\na", "```python\na\n```\n```solution\nb\n```", "```tests\na\n```"):
+        assert tool_call(text, ["python"]) is None
 
 
 def test_design_without_a_script(policy):
