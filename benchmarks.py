@@ -13,6 +13,7 @@ Test: `pytest tests/test_benchmarks.py`. Read next: programs.py.
 """
 import ast
 import base64
+import builtins
 import gzip
 import io
 import json
@@ -26,7 +27,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from programs import Tests
+from programs import Suite
 from tasks import BadInput, Question
 
 STDIN = "Write a Python program that reads from standard input and writes to standard output."
@@ -113,7 +114,7 @@ def _code(name, id, prompt, tests):
 
 
 def _humaneval(row, name):
-    tests = Tests("assert", (), (f"{row['test']}\ncheck({row['entry_point']})",), row["entry_point"], setup=row["prompt"] + "\n    pass\n")
+    tests = Suite("assert", (), (f"{row['test']}\ncheck({row['entry_point']})",), row["entry_point"], setup=row["prompt"] + "\n    pass\n")
     return _code(name, row["task_id"], "Complete this Python function. Give the whole program.\n\n" + row["prompt"], tests)
 
 
@@ -123,12 +124,11 @@ def _mbpp(row, name):
     if row.get("test_setup_code"):  # it builds objects of classes of the program's own: the calls have to run where the program is
         pairs = [ast.parse(case).body[0].test for case in cases]
         calls = tuple(([ast.unparse(pair.left)], ast.literal_eval(pair.comparators[0])) for pair in pairs)
-        return _code(name, row["task_id"], shown, Tests("call", calls, (), "lambda text: eval(text)", after=row["test_setup_code"], seconds=20.0))
+        return _code(name, row["task_id"], shown, Suite("call", calls, (), "lambda text: eval(text)", after=row["test_setup_code"], seconds=20.0))
     called = [{node.func.id for node in ast.walk(ast.parse(case)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)} for case in cases]
-    functions = sorted(set.intersection(*called) - set(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__), key=cases[0].find)
-    if not functions:
-        raise Skip("its tests call no function")
-    return _code(name, row["task_id"], shown, Tests("assert", cases, (), functions[0], setup=setup, seconds=20.0))
+    names = set.intersection(*called)
+    functions = sorted(names - set(dir(builtins)) or names, key=cases[0].find)  # one of them redefines `sum`
+    return _code(name, row["task_id"], shown, Suite("assert", cases, (), functions[0], setup=setup, seconds=20.0))
 
 
 class _Inert(pickle.Unpickler):
@@ -164,9 +164,9 @@ def _livecodebench(row, name):
         values = [[tuple(([json.loads(line) for line in case["input"].split("\n") if line.strip()], json.loads(case["output"]))) for case in part]
                   for part in (public, private)]
         starter = row["starter_code"]
-        tests = Tests("call", *map(tuple, values), f"Solution().{function}" if "class Solution" in starter else function)
+        tests = Suite("call", *map(tuple, values), f"Solution().{function}" if "class Solution" in starter else function)
         return _code(name, row["question_id"], f"{prompt}\n\nComplete this program:\n\n{starter}", tests)
-    tests = Tests("stdin", *(tuple((case["input"], case["output"]) for case in part) for part in (public, private)), rule="lines")
+    tests = Suite("stdin", *(tuple((case["input"], case["output"]) for case in part) for part in (public, private)), rule="lines")
     return _code(name, row["question_id"], f"{prompt}\n\n{STDIN}", tests)
 
 
@@ -182,7 +182,7 @@ def _apps(row, name):
     if tests.get("fn_name"):
         function = ("Solution()." if "class Solution" in starter else "") + tests["fn_name"]
         cases = tuple((_int_keys(given), _unwrapped(_int_keys(value))) for given, value in pairs)
-        return _code(name, id, f"{prompt}\n\nComplete this program:\n\n{starter or 'def ' + tests['fn_name']}", Tests("call", (), cases, function))
+        return _code(name, id, f"{prompt}\n\nComplete this program:\n\n{starter or 'def ' + tests['fn_name']}", Suite("call", (), cases, function))
     return _code(name, id, f"{prompt}\n\n{STDIN}", _by_statement(prompt, [(_text(given), _text(value)) for given, value in pairs], 4.0))
 
 
@@ -213,7 +213,7 @@ def _unwrapped(value):
 def _by_statement(prompt, pairs, seconds):
     """Cases whose input the statement shows are public."""
     shown = [given.strip() != "" and given.strip() in prompt for given, _ in pairs]
-    return Tests("stdin", *(tuple(pair for pair, is_shown in zip(pairs, shown) if is_shown is part) for part in (True, False)), seconds=seconds)
+    return Suite("stdin", *(tuple(pair for pair, is_shown in zip(pairs, shown) if is_shown is part) for part in (True, False)), seconds=seconds)
 
 
 def _codecontests(row, name):
@@ -227,7 +227,7 @@ def _codecontests(row, name):
         raise Skip("interactive")
     limit = row.get("time_limit") or {}
     seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9
-    return _code(name, row["name"], prompt, Tests("stdin", public, private + generated, seconds=min(3 * seconds, 20.0) or 10.0))  # times 3: for Python
+    return _code(name, row["name"], prompt, Suite("stdin", public, private + generated, seconds=min(3 * seconds, 20.0) or 10.0))  # times 3: for Python
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

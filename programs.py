@@ -27,7 +27,7 @@ from sandbox import Limits, ProtocolError, Sandbox
 
 
 @dataclass(frozen=True)
-class Tests:
+class Suite:
     """What a program is judged by. Public cases may be shown; hidden ones reach no prompt, and no expected value any sandbox."""
     kind: str  # "stdin", "call" or "assert"
     public: tuple = ()
@@ -228,7 +228,7 @@ def _in_order(tag, content):
 
 # -------------------------------------------------------------------------------------------------------------- judging
 
-async def judge(sandbox, tests: Tests, cases, program: str, stop: bool = False) -> list[Verdict]:
+async def judge(sandbox, tests: Suite, cases, program: str, stop: bool = False) -> list[Verdict]:
     """The verdict of each of `cases`, some of tests.public and tests.hidden. stop: after the first failure the rest count as failed,
     and are not run. Raises SandboxError."""
     if tests.kind == "call":
@@ -292,7 +292,7 @@ async def _judge_assert(sandbox, tests, case, program):
     return Verdict(passed, "" if passed else "\n".join(filter(None, (outcome.stderr for outcome in outcomes))) or said)
 
 
-async def grade(sandbox, tests: Tests, program: str | None, stop: bool = False) -> float:
+async def grade(sandbox, tests: Suite, program: str | None, stop: bool = False) -> float:
     """The fraction of all cases, public and hidden, that the program passes; 0.0 without a program. Raises SandboxError."""
     cases = tests.public + tests.hidden
     if program is None or not cases:

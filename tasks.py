@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass, field
 
 from grading import REFUSED, canonical_integer, final_answer, grade, grade_math, last_boxed  # noqa: F401 - the public names
-from programs import Tests, grade_code, last_program  # noqa: F401
+from programs import Suite, grade_code, last_program  # noqa: F401
 
 
 log = logging.getLogger("metaagent")
@@ -41,7 +41,7 @@ class Question:
     family: str = ""
     tools: tuple[str, ...] = ("python",)  # what its agents may use; () is a closed-book question
     entry: dict | None = field(default=None, repr=False)  # reasoning-gym's own row
-    tests: Tests | None = field(default=None, repr=False)
+    tests: Suite | None = field(default=None, repr=False)
 
 
 # ------------------------------------------------------------------------------------------- the default set: arithmetic
