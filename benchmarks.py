@@ -15,6 +15,7 @@ import ast
 import base64
 import builtins
 import gzip
+import hashlib
 import io
 import json
 import pathlib
@@ -274,7 +275,7 @@ def read(name: str, split: str, data_dir: str | None = None, size: int = 1 << 30
         if question.prompt in found:
             skipped["a copy of another row"] += 1
         else:
-            found[question.prompt] = question if question.id else replace(question, id=str(number))
+            found[question.prompt] = question if question.id else replace(question, id=hashlib.sha256(question.prompt.encode()).hexdigest()[:12])
         if source.columns and not file and len(found) >= size:
             break  # a stream, already in random order
     return random.Random(f"{name} {seed}").sample(list(found.values()), min(size, len(found))), skipped

@@ -53,6 +53,7 @@ class Design:
     completion_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     error: str = ""
+    text: str = ""  # the whole completion
 
 
 def reference() -> str:
@@ -95,4 +96,4 @@ async def design(engine, policy, question: Question, seed: tuple, max_tokens: in
         return Design("", error=str(error))
     script = extract_script(completion.text)
     error = "the design was cut off" if completion.truncated else "" if script else "the design is empty"
-    return Design(script, prompt_ids, completion.ids, completion.logprobs, error)
+    return Design(script, prompt_ids, completion.ids, completion.logprobs, error, completion.text)

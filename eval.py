@@ -1,6 +1,7 @@
 """Evaluation: benchmarks, baselines at the same budget, one question asked and shown.
 
     python eval.py --model DIR --tasks gsm8k,aime24 --modes single,self-consistency,fixed,metaagent --out DIR
+    python eval.py --engine openai --url http://HOST:8000/v1 --model NAME --tasks livecodebench
     python eval.py --model DIR --ask "What is 37 * 52 + 418?"
 
 | mode | what answers | model calls |
@@ -10,13 +11,20 @@
 | fixed | each hand-written design of designer.FIXED | as written |
 | metaagent | the model's own design for each question, run by the same model | as designed |
 
-Intervals are 95 % bootstrap intervals over questions. Tokens are sampled tokens, of the design and of all calls.
+A code question is solved when its program passes all tests. Accuracy is pass@1, the mean over --samples answers; pass@k is the unbiased
+estimate of Chen et al. (arXiv 2107.03374). Intervals are 95 % bootstrap intervals over questions. Tokens are sampled tokens, of the
+design and of all calls. Every answer has a seed of its own, from the question's id: the numbers do not depend on the batch or on the
+order of the questions. With --out, every answered question is written at once, and the same command goes on where it was stopped.
 Test: `pytest tests/test_eval.py`. Read next: the tests.
 """
 import asyncio
+import hashlib
 import json
+import math
 import pathlib
 import random
+import re
+import statistics
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -28,12 +36,14 @@ import cli
 import tasks
 from cli import log
 from designer import FIXED, structure
+from engines import ChatEngine
 from executor import Budget
 from policy import HFEngine, Policy
 from rollout import Rollout, Tree
 from sandbox import Sandbox, SandboxError
 
 MODES = ("single", "self-consistency", "fixed", "metaagent")
+PORTION = 64  # questions that are answered at once
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,10 @@ class Config:
     """At most so many model calls of one execution."""
     sandbox: Literal["auto", "namespaces", "landlock", "seccomp", "none"] = "auto"
     """Isolation of scripts and tools; auto takes the best that works and refuses to start without one."""
-    engine: Literal["hf"] = "hf"
-    """What samples."""
+    engine: Literal["hf", "openai"] = "hf"
+    """What samples: hf, in this process; openai, a server with the OpenAI chat API (vLLM's, llama.cpp's ...) at --url, --model its name there."""
+    url: str = "http://127.0.0.1:8000/v1"
+    """Of the server, for --engine openai. The key is OPENAI_API_KEY."""
     seed: int = 0
     """Of questions and samples."""
     threads: int = 0
@@ -74,14 +86,16 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """One row of the table. Means are per question; `correct` holds the mean score of each question, in order."""
+    """One row of the table. Means are per answer; `correct` holds the mean score of each question, in order."""
     tasks: str
     mode: str
-    accuracy: float
+    accuracy: float  # pass@1
     interval: tuple[float, float]
+    pass_at_k: float  # k: the number of samples
     calls: float
     tokens: float
     valid_designs: float
+    infrastructure: int  # answers that the engine or the sandbox spoiled: left out, never scored 0
     structures: dict
     correct: tuple[float, ...]
 
@@ -97,75 +111,165 @@ def interval95(values, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
     return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
 
 
+def pass_at_k(solved: int, samples: int, k: int) -> float:
+    """The chance that one of k answers is right, drawn without replacement from `samples` of which `solved` are.
+
+    >>> pass_at_k(1, 4, 1), pass_at_k(1, 4, 4), pass_at_k(2, 4, 2)
+    (0.25, 1.0, 0.8333333333333334)
+    """
+    return 1 - math.comb(samples - solved, k) / math.comb(samples, k)
+
+
 def tokens_of(design, execution) -> int:
     return len(design.completion_ids) + sum(len(call.completion_ids) for call in execution.calls)
 
 
-def summarise(name: str, mode: str, trees: list[Tree]) -> Result:
-    """Accuracy and cost of a list of trees. Executions that the infrastructure spoiled are left out, never scored 0."""
-    flat = [(design, execution) for tree in trees for design, execution, _ in tree.flat()]
-    kept = [tree for tree in trees if tree.valid_M_N.any()]
+def score(question, reward: float) -> float:
+    """What a reward counts in an evaluation: of a program, all tests or nothing."""
+    return float(reward == 1.0) if question.kind == "code" else reward
+
+
+def name_of(question) -> str:
+    """A name for a question that no other has, whatever ids a file gives."""
+    return f"{question.id} {hashlib.sha256(question.prompt.encode('utf-8', 'replace')).hexdigest()[:12]}"
+
+
+def record(tree: Tree) -> dict:
+    """What is kept of one question's answers."""
+    runs = [(design, execution, score(tree.question, reward)) for design, execution, reward in tree.flat()]
+    kept = [run for run in runs if run[1].status != "infrastructure"]
+    return {"question": name_of(tree.question), "scores": [reward for _, _, reward in kept], "calls": [len(execution.calls) for _, execution, _ in kept],
+            "tokens": [tokens_of(design, execution) for design, execution, _ in kept],
+            "valid": [execution.status not in ("invalid_script", "crashed") for _, execution, _ in kept],
+            "structures": [structure(design.script) for design, _, _ in kept], "infrastructure": len(runs) - len(kept),
+            "detail": next((execution.detail for _, execution, _ in runs if execution.status == "infrastructure"), "")}
+
+
+def summarise(name: str, mode: str, records: list[dict]) -> Result:
+    """Accuracy and cost of the records of a set. Raises SandboxError if no answer is left."""
+    kept = [row for row in records if row["scores"]]
     if not kept:
-        raise SandboxError(f"every execution of {name} failed in the infrastructure: {flat[0][1].detail}")
-    flat = [(design, execution) for design, execution in flat if execution.status != "infrastructure"]
-    correct = tuple(tree.rewards_M_N[tree.valid_M_N].mean().item() for tree in kept)
-    valid = [execution.status not in ("invalid_script", "crashed") for _, execution in flat]
-    return Result(name, mode, sum(correct) / len(correct), interval95(correct), sum(len(e.calls) for _, e in flat) / len(flat),
-                  sum(tokens_of(d, e) for d, e in flat) / len(flat), sum(valid) / len(valid),
-                  dict(Counter(structure(design.script) for design, _ in flat).most_common()), correct)
+        raise SandboxError(f"every execution of {name} failed in the infrastructure: {records[0]['detail'] if records else 'no questions'}")
+    correct = tuple(statistics.fmean(row["scores"]) for row in kept)
+    k = min(len(row["scores"]) for row in kept)
+
+    def flat(key):
+        return [value for row in kept for value in row[key]]
+
+    return Result(name, mode, statistics.fmean(correct), interval95(correct),
+                  statistics.fmean(pass_at_k(sum(value == 1.0 for value in row["scores"]), len(row["scores"]), k) for row in kept),
+                  statistics.fmean(flat("calls")), statistics.fmean(flat("tokens")), statistics.fmean(flat("valid")),
+                  sum(row["infrastructure"] for row in records), dict(Counter(flat("structures")).most_common()), correct)
 
 
-def majority(executions) -> str | None:
-    """The most common final answer, first come on a tie, as a text that is graded like any other."""
-    answers = Counter(tasks.final_answer(e.answer) for e in executions if e.answer and tasks.final_answer(e.answer))
-    return f"\\boxed{{{answers.most_common(1)[0][0]}}}" if answers else None
+async def vote(executor, question, executions) -> str | None:
+    """The most common final answer, first come on a tie, as a text that is graded like any other. Programs are one answer if they do the
+    same on the public tests."""
+    texts = [execution.answer for execution in executions if execution.answer]
+    if question.kind == "code":
+        keys = [await executor.same_group(question, text) for text in texts]
+    else:
+        keys = [tasks.final_answer(text) for text in texts]
+    counts = Counter(key for key in keys if key)
+    return texts[keys.index(counts.most_common(1)[0][0])] if counts else None
 
 
-async def self_consistency(grow, name, questions, samples, budget: float, seed) -> Result:
-    """Majority vote over k single-agent samples; k is what `budget` tokens per question pay for (at least 1)."""
-    probe = await grow(questions, 1, 1, (*seed, "probe"), FIXED["single"])
-    each = max(1.0, summarise(name, "probe", probe).tokens)
-    k = max(1, round(budget / each))
-    trees = await grow(questions, samples, k, (*seed, "vote"), FIXED["single"])
-    correct = []
-    for tree in trees:
-        answers = [majority(executions) for m, executions in enumerate(tree.executions) if tree.valid_M_N[m].any()]
-        if answers:
-            correct.append(sum(tasks.grade(tree.question, answer) if answer else 0.0 for answer in answers) / len(answers))
-    row = summarise(name, "self-consistency", trees)
-    return Result(name, f"self-consistency (k={k})", sum(correct) / len(correct), interval95(correct), row.calls * k, row.tokens * k,
-                  row.valid_designs, row.structures, tuple(correct))
+async def voted(grow, tree: Tree) -> dict:
+    """The record of self-consistency: each of the M x k single-agent samples of a question gives M votes."""
+    scores, row = [], record(tree)
+    for m, executions in enumerate(tree.executions):
+        if tree.valid_M_N[m].any():
+            answer = await vote(grow.executor, tree.question, executions)
+            scores.append(score(tree.question, await grow.reward(tree.question, answer)) if answer else 0.0)
+    k = len(tree.executions[0])
+    sums = {key: [sum(row[key]) / len(row[key]) * k] * len(scores) if row[key] else [] for key in ("calls", "tokens")}
+    return row | sums | {"scores": scores, "valid": [True] * len(scores), "structures": ["vote"] * len(scores)}
 
 
-async def evaluate(grow, name: str, questions, modes, samples: int = 1, seed: tuple = (0,)) -> list[Result]:
-    """Every mode on the same questions. `grow` is a Rollout."""
-    with tqdm(total=len(questions) * sum(len(FIXED) if mode == "fixed" else 1 for mode in modes), desc=name, mininterval=1,
-              leave=False, disable=None) as bar:
+class Answers:
+    """The records of answered questions, in a file that a stopped run goes on from."""
 
-        async def run(mode, fixed):
-            return summarise(name, mode, await grow(questions, samples, 1, (*seed, mode), fixed, bar.update))
+    def __init__(self, path: pathlib.Path | None):
+        self.path, self.rows = path, {}
+        if path and path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+            for row in map(json.loads, whole):
+                self.rows[row["tasks"], row["mode"], row["question"]] = row
+            if whole != lines:
+                cli.atomic_write(path, "".join(whole))
 
-        rows = {mode: [] for mode in modes}
-        if "metaagent" in modes or "self-consistency" in modes:  # the budget of self-consistency is what metaagent uses
-            rows["metaagent"] = [await run("metaagent", None)]
-        for mode in modes:
-            if mode == "single":
-                rows[mode] = [await run(mode, FIXED["single"])]
-            elif mode == "fixed":
-                rows[mode] = [await run(f"fixed: {key}", script) for key, script in FIXED.items()]
-            elif mode == "self-consistency":
-                rows[mode] = [await self_consistency(grow, name, questions, samples, rows["metaagent"][0].tokens, seed)]
-    return [row for mode in modes for row in rows[mode]]
+    def add(self, name, mode, row):
+        row = {"tasks": name, "mode": mode, **row}
+        self.rows[name, mode, row["question"]] = row
+        if self.path:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def done(self, name, mode, question) -> bool:
+        return not self.rows.get((name, mode, name_of(question)), {"infrastructure": 1})["infrastructure"]
+
+
+async def answer(grow, name, mode, questions, samples, seed, answers: Answers, bar=lambda count: None, script=None, k: int = 1) -> Result:
+    """All questions in one mode, in portions, so that little is lost when the run is stopped."""
+    todo = [question for question in questions if not answers.done(name, mode, question)]
+    bar(len(questions) - len(todo))
+    for start in range(0, len(todo), PORTION):
+        trees = await grow(todo[start:start + PORTION], samples, k, (*seed, mode), script, lambda: bar(1))
+        for tree in trees:
+            answers.add(name, mode, record(tree) if k == 1 else await voted(grow, tree))
+    return summarise(name, mode, [answers.rows[name, mode, name_of(question)] for question in questions])
+
+
+async def evaluate(grow, name: str, questions, modes, samples: int = 1, seed: tuple = (0,), answers: Answers | None = None) -> list[Result]:
+    """Every mode on the same questions. `grow` is a Rollout. Self-consistency uses up the tokens that metaagent used."""
+    answers = answers or Answers(None)
+    wanted = [mode for mode in modes if mode not in ("fixed", "self-consistency")] + [f"fixed: {key}" for key in FIXED if "fixed" in modes]
+    needed = [mode for mode in ("metaagent", "single") if "self-consistency" in modes and mode not in wanted]
+    rows = {}
+    with tqdm(total=len(questions) * (len(wanted + needed) + ("self-consistency" in modes)), desc=name, mininterval=1, leave=False, disable=None) as bar:
+        for mode in needed + wanted:
+            script = None if mode == "metaagent" else FIXED[mode.removeprefix("fixed: ")]
+            rows[mode] = await answer(grow, name, mode, questions, samples, seed, answers, bar.update, script)
+        if "self-consistency" in modes:
+            k = max(1, round(rows["metaagent"].tokens / max(1.0, rows["single"].tokens)))
+            mode = f"self-consistency (k={k})"
+            rows[mode] = await answer(grow, name, mode, questions, samples, seed, answers, bar.update, FIXED["single"], k)
+    order = {mode: place for place, mode in enumerate(modes)}
+    return sorted((row for mode, row in rows.items() if mode not in needed), key=lambda row: order[re.split(r":| \(", row.mode)[0]])
+
+
+def kind_of(structure_name: str) -> str:
+    """The four kinds of design that the paper counts.
+
+    >>> kind_of("vote+python"), kind_of("single"), kind_of("judge"), kind_of("sequence")
+    ('ensemble', 'single', 'ensemble', 'other')
+    """
+    kind = structure_name.split("+")[0]
+    return {"vote": "ensemble", "judge": "ensemble", "ask_all": "ensemble", "reflect": "reflection", "debate": "debate", "single": "single"}.get(kind, "other")
 
 
 def table(rows: list[Result]) -> str:
-    """The results as a Markdown table."""
-    lines = ["| tasks | mode | accuracy | 95 % interval | questions | calls | tokens | valid designs | structures |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    """The results as Markdown: accuracy by set as in the paper, with the gain over the single agent; then every row's cost."""
+    names, modes = list(dict.fromkeys(row.tasks for row in rows)), list(dict.fromkeys(re.sub(r" \(.*", "", row.mode) for row in rows))
+    scores = {(row.tasks, re.sub(r" \(.*", "", row.mode)): row.accuracy for row in rows}
+    lines = [f"| accuracy, % | {' | '.join(names)} | mean |", "|---" * (len(names) + 2) + "|"]
+    for mode in modes:
+        values = [scores.get((name, mode)) for name in names] + [statistics.fmean(scores[name, mode] for name in names if (name, mode) in scores)]
+        base = [scores.get((name, "single")) for name in names]
+        base.append(statistics.fmean(base) if base and None not in base else None)
+        cells = ["-" if value is None else f"{100 * value:.1f}" + (f" ({100 * (value - zero):+.1f})" if zero is not None and mode != "single" else "")
+                 for value, zero in zip(values, base)]
+        lines.append(f"| {mode} | {' | '.join(cells)} |")
+    lines += ["", "| tasks | mode | accuracy | 95 % interval | pass@k | questions | calls | tokens | valid designs | left out | single, ensemble, reflection, debate, other |",
+              "|---|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        shares = ", ".join(f"{kind} {count / sum(row.structures.values()):.0%}" for kind, count in row.structures.items())
-        lines.append(f"| {row.tasks} | {row.mode} | {row.accuracy:.3f} | {row.interval[0]:.3f} - {row.interval[1]:.3f} | "
-                     f"{len(row.correct)} | {row.calls:.2f} | {row.tokens:.1f} | {row.valid_designs:.1%} | {shares} |")
+        kinds = Counter()
+        for name, count in row.structures.items():
+            kinds[kind_of(name)] += count / sum(row.structures.values())
+        shares = ", ".join(f"{kinds[kind]:.0%}" for kind in ("single", "ensemble", "reflection", "debate", "other"))
+        lines.append(f"| {row.tasks} | {row.mode} | {row.accuracy:.3f} | {row.interval[0]:.3f} - {row.interval[1]:.3f} | {row.pass_at_k:.3f} | "
+                     f"{len(row.correct)} | {row.calls:.2f} | {row.tokens:.1f} | {row.valid_designs:.1%} | {row.infrastructure} | {shares} |")
     return "\n".join(lines)
 
 
@@ -185,17 +289,22 @@ def show(tree: Tree) -> str:
     return "\n".join(lines)
 
 
-async def run(config: Config, policy: Policy) -> list[Result]:
-    budget = Budget(calls=config.max_calls, reply_tokens=config.reply_tokens)
+async def run(config: Config) -> list[Result]:
+    budget, rows = Budget(calls=config.max_calls, reply_tokens=config.reply_tokens), []
+    if config.engine == "openai":
+        engine = policy = ChatEngine(config.url, config.model)
+    else:
+        policy = Policy(cli.model_path(config.model), "cuda" if torch.cuda.is_available() else "cpu")
+        engine = HFEngine(policy)
     async with Sandbox(config.sandbox) as sandbox:
-        grow = Rollout(HFEngine(policy), policy, sandbox, budget, config.design_tokens, config.temperature)
+        grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature)
         if config.ask is not None:
             question = tasks.Question("asked", config.ask, "")
             log.info(show((await grow([question], 1, 1, (config.seed, "ask")))[0]))
             return []
-        rows = []
+        answers = Answers(pathlib.Path(config.out) / "answers.jsonl" if config.out else None)
         for name, questions in sets(config):
-            rows += await evaluate(grow, name, questions, config.modes.split(","), config.samples, (config.seed, name))
+            rows += await evaluate(grow, name, questions, config.modes.split(","), config.samples, (config.seed, name), answers)
     return rows
 
 
@@ -222,6 +331,15 @@ def check(config: Config) -> None:
         sets(config)
 
 
+def open_folder(config: Config, out: pathlib.Path) -> None:
+    """The folder of results; what is there has to be of the same evaluation, to be gone on with. Raises BadInput."""
+    same = {key: value for key, value in asdict(config).items() if key not in ("out", "threads", "url", "sandbox", "limit", "modes", "tasks", "data_dir")}
+    if (out / "config.json").exists() and json.loads((out / "config.json").read_text()) != same:
+        raise tasks.BadInput(f"--out {out}: holds an evaluation with other settings ({out / 'config.json'}); name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    cli.atomic_write(out / "config.json", json.dumps(same, indent=1) + "\n")
+
+
 def main(argv) -> None:
     config = cli.flags(Config, argv, "Evaluate a model as a designer and executor of multi-agent systems.")
     check(config)
@@ -229,10 +347,9 @@ def main(argv) -> None:
         torch.set_num_threads(config.threads)
     out = pathlib.Path(config.out) if config.out else None
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-    policy = Policy(cli.model_path(config.model), "cuda" if torch.cuda.is_available() else "cpu")
+        open_folder(config, out)
     try:
-        rows = asyncio.run(run(config, policy))
+        rows = asyncio.run(run(config))
     except SandboxError as error:
         raise tasks.BadInput(str(error)) from None
     if not rows:

@@ -111,6 +111,14 @@ class Executor:
             return Execution((), None, "invalid_script", design.error)
         return await _Run(self, question, seed).run(design.script)
 
+    async def same_group(self, question: Question, text: str) -> str | None:
+        """Programs that do the same on the public tests are one answer to a vote: a digest of what this one does. Raises SandboxError."""
+        program = last_program(text)
+        if program is None:
+            return None
+        verdicts = await judge(self.sandbox, question.tests, question.tests.public, program)
+        return hashlib.sha256(repr([verdict.said for verdict in verdicts] or program).encode("utf-8", "replace")).hexdigest()
+
 
 class _Run:
     """The state of one execution."""
@@ -188,15 +196,8 @@ class _Run:
         ids = range(len(self.replies) - len(texts), len(self.replies))
         if self.question.kind != "code":
             return [{"id": id, "text": text, "answer": final_answer(text)} for id, text in zip(ids, texts)]
-        groups = await asyncio.gather(*(self.group(last_program(text)) for text in texts)) if len(texts) > 1 else [None]
+        groups = await asyncio.gather(*(self.executor.same_group(self.question, text) for text in texts)) if len(texts) > 1 else [None]
         return [{"id": id, "text": text, "answer": last_program(text), "group": group} for id, text, group in zip(ids, texts, groups)]
-
-    async def group(self, program: str | None) -> str | None:
-        """Programs that do the same on the public tests are one answer to a vote: a digest of what this one does."""
-        if program is None:
-            return None
-        verdicts = await judge(self.executor.sandbox, self.question.tests, self.question.tests.public, program)
-        return hashlib.sha256(repr([verdict.said for verdict in verdicts] or program).encode("utf-8", "replace")).hexdigest()
 
     async def agent(self, ask, number: int) -> str:
         """One agent's turns: up to max_turns tool runs, then a final reply, which is returned. Every turn is recorded."""

@@ -71,12 +71,16 @@ class Rollout:
         execution = await self.executor.execute(sampled, question, seed)
         if execution.answer is None:
             return execution, 0.0
-        if question.kind != "code":
-            return execution, await asyncio.to_thread(grade, question, execution.answer)
         try:
-            return execution, await programs.grade(self.executor.sandbox, question.tests, programs.last_program(execution.answer))
+            return execution, await self.reward(question, execution.answer)
         except SandboxError as error:
             return replace(execution, status="infrastructure", detail=str(error)), 0.0
+
+    async def reward(self, question, answer: str) -> float:
+        """Of a submitted answer: its grade, or the fraction of the tests that its program passes. Raises SandboxError."""
+        if question.kind == "code":
+            return await programs.grade(self.executor.sandbox, question.tests, programs.last_program(answer))
+        return await asyncio.to_thread(grade, question, answer)
 
 
 def stack(trees: list[Tree]):

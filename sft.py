@@ -331,7 +331,7 @@ async def collect(config: Config, policy: Policy) -> list[dict]:
         source = {"question": tree.question.id, "tasks": config.tasks, "teacher": config.teacher, "seed": config.seed}
         for design, execution, reward in tree.flat():
             if reward == 1.0:
-                designed = ("designer", designer.messages(tree.question), policy.text(design.completion_ids))
+                designed = ("designer", designer.messages(tree.question), design.text)
                 for role, messages, completion in (designed, *(("executor", list(c.messages), c.text) for c in execution.calls)):
                     row = {"role": role, "messages": messages, "completion": completion, **source}
                     rows[json.dumps(row)] = row  # each text once

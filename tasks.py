@@ -215,7 +215,7 @@ def _from_row(row, where, family):
         answer = ",".join(map(str, answer))
     answer = str(answer).split("####")[-1].strip()  # GSM8K keeps the answer behind ####
     family = pathlib.Path(family).stem if family.endswith(".jsonl") else family
-    return Question(str(row.get("id", where.rsplit(":", 1)[1])), prompt, answer, "math", family)
+    return Question(str(row.get("id", hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12])), prompt, answer, "math", family)
 
 
 def _reasoning_gym(name, split, seed, size):

@@ -1,14 +1,19 @@
 """Evaluation: the table, the files, one question shown."""
+import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import QUESTION, ROOT, SHARED, Scripted, grow, needs_shared
 
 import eval as evaluation
+from executor import Executor
 from policy import EngineError
+from programs import Suite
+from sandbox import Sandbox
 
 
 def command(*arguments, cwd):
@@ -33,24 +38,89 @@ def test_ask_shows_the_run(tmp_path):
     assert all(part in said for part in ("question  What is 37 * 52 + 418?", "design", "outcome", "cost")), said
 
 
-def test_interval_and_majority():
+def test_interval_and_pass_at_k():
     low, high = evaluation.interval95([0.0, 1.0] * 50)
     assert 0.38 <= low <= 0.42 and 0.58 <= high <= 0.62
+    from itertools import combinations
+    for samples in range(1, 6):
+        for solved in range(samples + 1):
+            for k in range(1, samples + 1):
+                draws = list(combinations([1] * solved + [0] * (samples - solved), k))
+                assert evaluation.pass_at_k(solved, samples, k) == pytest.approx(sum(map(max, draws)) / len(draws))
 
-    class Run:
-        def __init__(self, answer):
-            self.answer = answer
 
-    assert evaluation.majority([Run(r"\boxed{1}"), Run(r"\boxed{2}"), Run(r"\boxed{2}"), Run(None), Run("no box")]) == r"\boxed{2}"
-    assert evaluation.majority([Run(None)]) is None
+class Run:
+    def __init__(self, answer):
+        self.answer = answer
+
+
+def test_votes():
+    math = asyncio.run(evaluation.vote(None, QUESTION, [Run(r"\boxed{1}"), Run(r"\boxed{2}"), Run(r"so \boxed{2}"), Run(None), Run("no box")]))
+    assert math == r"\boxed{2}" and asyncio.run(evaluation.vote(None, QUESTION, [Run(None)])) is None
+
+
+def test_programs_vote_by_what_they_do(policy):
+    """Two programs that are written differently and do the same outvote one; hidden tests take no part."""
+    question = replace(QUESTION, kind="code", tests=Suite("stdin", (("1 2", "3"), ("4 5", "9")), (("7 1", "8"),)))
+    texts = [f"```solution\n{code}\n```" for code in ("print(0)", "print(sum(map(int, input().split())))", "a, b = map(int, input().split())\nprint(a + b)")]
+
+    async def go():
+        async with Sandbox() as sandbox:
+            return await evaluation.vote(Executor(None, policy, sandbox), question, [Run(text) for text in texts])
+
+    assert asyncio.run(go()) == texts[1]
+    script = 'team = [Agent(str(i), "x") for i in range(3)]\nsubmit(vote(team, question))'
+    said = iter(texts)
+    tree, = grow(policy, Scripted(policy, lambda prompt: next(said)), [question], 1, 1, fixed=script)
+    assert tree.executions[0][0].answer == texts[1] and tree.rewards_M_N.item() == 1.0
+
+
+def one_call(policy, speak, questions):
+    return grow(policy, Scripted(policy, speak), questions, 1, 1, fixed='submit(Agent("a", "i")(question))')
+
+
+def test_a_program_is_solved_by_all_tests_or_not(policy):
+    question = replace(QUESTION, kind="code", tests=Suite("stdin", (), (("1 2", "3"), ("4 5", "9"))))
+    tree, = one_call(policy, lambda prompt: "```solution\nprint(3)\n```", [question])
+    assert tree.rewards_M_N.item() == 0.5 and evaluation.record(tree)["scores"] == [0.0]  # half a reward to learn from, no point in a table
 
 
 def test_infrastructure_is_left_out_and_never_a_zero(policy):
     said = iter([r"\boxed{42}", EngineError("down"), r"\boxed{42}"])
-    trees = grow(policy, Scripted(policy, lambda prompt: next(said)), [QUESTION] * 3, 1, 1, fixed='submit(Agent("a", "i")(question))')
-    row = evaluation.summarise("x", "single", trees)
-    assert row.accuracy == 1.0 and len(row.correct) == 2
+    trees = one_call(policy, lambda prompt: next(said), [QUESTION] * 3)
+    row = evaluation.summarise("x", "single", [evaluation.record(tree) for tree in trees])
+    assert row.accuracy == 1.0 and len(row.correct) == 2 and row.infrastructure == 1
     assert torch.stack([t.valid_M_N for t in trees]).sum() == 2
     with pytest.raises(evaluation.SandboxError, match="down"):
-        evaluation.summarise("x", "single", grow(policy, Scripted(policy, lambda prompt: EngineError("down")), [QUESTION], 1, 1,
-                                                 fixed='submit(Agent("a", "i")(question))'))
+        evaluation.summarise("x", "single", [evaluation.record(tree) for tree in one_call(policy, lambda prompt: EngineError("down"), [QUESTION])])
+
+
+def test_a_stopped_evaluation_goes_on(tmp_path):
+    """Two of four questions, then four: the answers that were there are kept, and all numbers are those of one run, in any order."""
+    rows = [json.dumps({"question": f"What is {a} * 13 + 100?", "answer": a * 13 + 100}) for a in (17, 23, 31, 44)]
+    (tmp_path / "q.jsonl").write_text("\n".join(rows))
+    flags = ["--tasks", tmp_path / "q.jsonl", "--modes", "single,metaagent", "--samples", 2, "--reply-tokens", 60]
+    command(*flags, "--limit", 2, "--out", tmp_path / "a", cwd=tmp_path)
+    before = (tmp_path / "a" / "answers.jsonl").read_text()
+    with open(tmp_path / "a" / "answers.jsonl", "a") as file:
+        file.write('{"tasks": "cut off')
+    command(*flags, "--out", tmp_path / "a", cwd=tmp_path)
+    assert (tmp_path / "a" / "answers.jsonl").read_text().startswith(before)
+    (tmp_path / "q.jsonl").write_text("\n".join(rows[::-1]))
+    command(*flags, "--out", tmp_path / "b", cwd=tmp_path)
+
+    def results(folder):
+        return [{**row, "correct": sorted(row["correct"]), "structures": sorted(row["structures"].items()), "interval": 0}
+                for row in json.loads((tmp_path / folder / "results.json").read_text())["results"]]
+
+    assert results("a") == results("b") and len(before.splitlines()) == 4
+    process = subprocess.run([sys.executable, str(ROOT / "eval.py"), *map(str, flags), "--seed", "5", "--out", str(tmp_path / "a")], capture_output=True, text=True)
+    assert process.returncode == 2 and "other settings" in process.stderr
+
+
+def test_the_table_has_the_gain_over_the_single_agent():
+    rows = [evaluation.Result(name, mode, accuracy, (0.0, 1.0), accuracy, 1.0, 10.0, 1.0, 0, {"reflect": 3, "vote+python": 1}, (accuracy,))
+            for name, values in (("aime24", (0.2, 0.3)), ("apps", (0.5, 0.4))) for mode, accuracy in zip(("single", "metaagent"), values)]
+    lines = evaluation.table(rows).splitlines()
+    assert lines[0] == "| accuracy, % | aime24 | apps | mean |" and lines[3] == "| metaagent | 30.0 (+10.0) | 40.0 (-10.0) | 35.0 (+0.0) |"
+    assert "0%, 25%, 75%, 0%, 0%" in lines[-1]
