@@ -40,6 +40,7 @@ def command(main) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     for noisy in ("httpx", "transformers", "datasets", "reasoning_gym"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # of several ranks, the first speaks
     name = pathlib.Path(sys.argv[0]).name
     try:
         main(sys.argv[1:])

@@ -235,6 +235,19 @@ def _reasoning_gym(name, split, seed, size):
     return list(questions.values())
 
 
+def without(questions: list[Question], exclude: str, seed: int = 0, data_dir: str | None = None) -> list[Question]:
+    """`questions` without those whose text is, but for small changes, in the evaluation sets of the spec `exclude`."""
+    if not exclude:
+        return questions
+    import benchmarks
+    others = benchmarks.Shingles(question.prompt for question in load(exclude, "all", seed, 1 << 30, data_dir))
+    kept = [question for question in questions if not benchmarks.overlap(question.prompt, others)]
+    log.info(f"--exclude {exclude}: {len(questions) - len(kept)} of {len(questions)} questions dropped")
+    if not kept:
+        raise BadInput(f"--exclude {exclude}: no question is left")
+    return kept
+
+
 def shuffled(questions: list[Question], seed: str) -> list[Question]:
     """The questions in a random order in which every stretch holds the families in proportion."""
     rng = random.Random(seed)

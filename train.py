@@ -102,6 +102,8 @@ class Config:
     """What samples."""
     sandbox: Literal["auto", "namespaces", "landlock", "seccomp", "none"] = "auto"
     """Isolation of scripts and tools; auto takes the best that works and refuses to start without one."""
+    exclude: str = ""
+    """Sets whose questions, also a little changed, are dropped from the training questions."""
     data_dir: str | None = None
     """Folder with local files of the benchmarks."""
     train_size: int = 3000
@@ -227,7 +229,8 @@ class Trainer:
 
     def __init__(self, config: Config, out: pathlib.Path, rank: int, device: str):
         self.config, self.out, self.rank = config, out, rank
-        self.pool = tasks.load(config.tasks, "train", config.seed, config.train_size, config.data_dir)
+        pool = tasks.load(config.tasks, "train", config.seed, config.train_size, config.data_dir)
+        self.pool = tasks.without(pool, config.exclude, config.seed, config.data_dir)
         self.held_out = tasks.load(config.tasks, "heldout", config.seed, config.eval_size, config.data_dir)
         if len(self.pool) < config.questions:
             raise tasks.BadInput(f"--tasks {config.tasks}: {len(self.pool)} training questions, fewer than --questions {config.questions}")

@@ -70,7 +70,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--tracker tensorboard", "not installed"),
     (evaluation, "--modes single,guess", "guess"),
     (evaluation, "--limit 0", "--limit"),
-    (evaluation, "--tasks gsm8k --data-dir {}", "gsm8k_test.jsonl"),
+    (evaluation, "--tasks gsm8k --data-dir {}", "gsm8k*.jsonl"),
     (evaluation, "--ask ", "--ask"),
     (evaluation, "--temperature -1", "--temperature"),
     (evaluation, "--model {}/nowhere --tasks arithmetic", "nowhere"),
