@@ -29,6 +29,7 @@ import designer
 import mas
 import tasks
 from cli import log
+from engines import ChatEngine
 from executor import Budget, agent_messages, tool_call, tool_messages
 from policy import HFEngine, Policy, Row, Sample, Scorer, collate
 from rollout import Rollout
@@ -222,7 +223,9 @@ class Config:
     collect: bool = False
     """Collect samples from --teacher instead of training."""
     teacher: str = "tiny"
-    """Folder or Hub id of the model that collects."""
+    """The model that collects: a folder, a Hub id, or the URL of a server with the OpenAI chat API (up to and with /v1)."""
+    teacher_model: str = "default"
+    """The model's name on that server."""
     tasks: str = "arithmetic"
     """Sets to collect on: their training questions."""
     questions: int = 100
@@ -319,23 +322,50 @@ def train(config: Config) -> None:
     log.info(f"{out}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {config.steps} steps on {len(samples)} samples")
 
 
-async def collect(config: Config, policy: Policy) -> list[dict]:
-    """Sample designs and executions from the teacher; keep the executions that ended right, and the designs that led there."""
-    questions = tasks.load(config.tasks, "train", config.seed, config.questions, config.data_dir)
-    async with Sandbox() as sandbox:
-        grow = Rollout(HFEngine(policy), policy, sandbox, Budget(reply_tokens=config.reply_tokens), config.design_tokens)
-        with tqdm(total=len(questions), desc="collect", disable=None) as bar:
-            trees = await grow(questions, config.designs, config.executions, (config.seed, "collect"), on_done=bar.update)
+def kept_samples(config: Config, tree) -> list[dict]:
+    """The samples of a question that are worth learning: executions that ended right, and the designs that led there, each text once."""
     rows = {}
-    for tree in trees:
-        source = {"question": tree.question.id, "tasks": config.tasks, "teacher": config.teacher, "seed": config.seed}
-        for design, execution, reward in tree.flat():
-            if reward == 1.0:
-                designed = ("designer", designer.messages(tree.question), design.text)
-                for role, messages, completion in (designed, *(("executor", list(c.messages), c.text) for c in execution.calls)):
-                    row = {"role": role, "messages": messages, "completion": completion, **source}
-                    rows[json.dumps(row)] = row  # each text once
+    source = {"question": tree.question.id, "tasks": config.tasks, "teacher": config.teacher, "teacher_model": config.teacher_model, "seed": config.seed}
+    for design, execution, reward in tree.flat():
+        if reward == 1.0:
+            designed = ("designer", designer.messages(tree.question), design.text)
+            for role, messages, completion in (designed, *(("executor", list(c.messages), c.text) for c in execution.calls)):
+                row = {"role": role, "messages": messages, "completion": completion, **source}
+                rows[json.dumps(row)] = row
     return list(rows.values())
+
+
+async def collect(config: Config, out: pathlib.Path) -> int:
+    """Sample designs and executions from the teacher, and append what ended right to `out`, question by question; go on where an
+    earlier run was stopped (`out`.progress names the questions that are done). Returns how many samples there are. Raises BadInput."""
+    questions = tasks.load(config.tasks, "train", config.seed, config.questions, config.data_dir)
+    progress, settings = out.with_name(out.name + ".progress"), json.dumps([config.tasks, config.teacher, config.teacher_model, config.seed])
+    lines = progress.read_text().splitlines() if progress.exists() else []
+    if out.exists() and not lines or lines and lines[0] != settings:
+        raise tasks.BadInput(f"--out {out}: exists and is not this collection, half done; nothing was touched")
+    done = set(lines[1:])
+    rows = [row for row in tasks.read_jsonl(out, whole_lines=True) if row["question"] in done] if done and out.stat().st_size else []
+    cli.atomic_write(out, "".join(json.dumps(row) + "\n" for row in rows))  # without what was being written when it stopped
+    cli.atomic_write(progress, "\n".join([settings, *sorted(done)]) + "\n")
+    if config.teacher.startswith(("http://", "https://")):
+        engine = policy = ChatEngine(config.teacher, config.teacher_model)
+    else:
+        policy = Policy(cli.model_path(config.teacher), "cuda" if torch.cuda.is_available() else "cpu")
+        engine = HFEngine(policy)
+    count, todo = len(rows), [question for question in questions if question.id not in done]
+    async with Sandbox() as sandbox:
+        grow = Rollout(engine, policy, sandbox, Budget(reply_tokens=config.reply_tokens), config.design_tokens)
+        with tqdm(total=len(questions), initial=len(questions) - len(todo), desc="collect", disable=None) as bar:
+            for start in range(0, len(todo), 16):
+                for tree in await grow(todo[start:start + 16], config.designs, config.executions, (config.seed, "collect"), on_done=bar.update):
+                    kept = kept_samples(config, tree)
+                    with open(out, "a", encoding="utf-8") as samples, open(progress, "a", encoding="utf-8") as names:
+                        samples.write("".join(json.dumps(row) + "\n" for row in kept))
+                        if tree.valid_M_N.any():
+                            names.write(tree.question.id + "\n")
+                    count += len(kept)
+    progress.unlink()
+    return count
 
 
 def main(argv) -> None:
@@ -355,13 +385,11 @@ def main(argv) -> None:
     if config.out == "tiny":
         raise tasks.BadInput("--collect needs --out FILE.jsonl")
     pathlib.Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    policy = Policy(cli.model_path(config.teacher), "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        rows = asyncio.run(collect(config, policy))
+        count = asyncio.run(collect(config, pathlib.Path(config.out)))
     except SandboxError as error:
         raise tasks.BadInput(str(error)) from None
-    cli.atomic_write(pathlib.Path(config.out), "".join(json.dumps(row) + "\n" for row in rows))
-    log.info(f"{config.out}: {len(rows)} samples of {config.questions} questions")
+    log.info(f"{config.out}: {count} samples of {config.questions} questions")
 
 
 if __name__ == "__main__":

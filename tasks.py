@@ -181,10 +181,11 @@ def _benchmark(name, split, seed, size, data_dir):
     return _side(questions, split)[:size]
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSONL file. Raises BadInput with the file and the line that is wrong."""
+def read_jsonl(path: pathlib.Path, whole_lines: bool = False) -> list[dict]:
+    """The rows of a JSONL file. whole_lines: without a last line that has no end. Raises BadInput with the file and the line that is wrong."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        lines = (text[:text.rfind("\n") + 1] if whole_lines else text).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error.strerror if isinstance(error, OSError) else 'not a UTF-8 text file'}") from None
     rows = []

@@ -96,7 +96,7 @@ def test_a_pickle_from_the_net_constructs_nothing(text, tmp_path):
 
 @needs_shared
 def test_options(tmp_path):
-    for option, kept in (("apps@introductory", 2), ("apps@interview", 3), ("livecodebench@2023-08-01..2023-08-31", 1), ("livecodebench@2025-01-01..2025-04-30", 0)):
+    for option, kept in (("apps@introductory", 2), ("apps@interview", 2), ("apps@competition", 1), ("livecodebench@2023-08-01..2023-08-31", 1), ("livecodebench@2025-01-01..2025-04-30", 0)):
         assert len(read(option, "test", str(DATA))[0]) == kept, option
     assert tasks.parse_spec("paper") == [("polaris", 0.5), ("apps@introductory", 0.35), ("codecontests", 0.15)]
     with pytest.raises(tasks.BadInput, match="no question is left"):

@@ -1,6 +1,7 @@
 """The cold start: from training questions only, deterministic, in the very format of the rollout."""
 import json
 
+import pytest
 from conftest import ROOT, Scripted, execute, grow
 
 import designer
@@ -64,3 +65,20 @@ def test_only_what_ended_right_is_kept(policy):
     question = tasks.load("arithmetic", "train", 0, 3)[0]
     tree, = grow(policy, engine, [question], 1, 1)
     assert tree.rewards_M_N.item() == 0.0 and isinstance(HFEngine(policy).live, int)
+
+
+def test_a_stopped_collection_goes_on(tmp_path):
+    """What was collected before is kept, a line that was being written is not; the end is as if it had never stopped."""
+    flags = ["--collect", "--tasks", "arithmetic", "--teacher", "tiny", "--questions", "20", "--designs", "2", "--design-tokens", "96", "--reply-tokens", "48"]
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    sft.main([*flags, "--out", str(whole)])
+    rows = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert {row["teacher"] for row in rows} == {"tiny"} and not (tmp_path / "whole.jsonl.progress").exists()
+    names = list(dict.fromkeys(row["question"] for row in rows))
+    early = [row for row in rows if row["question"] in names[:len(names) // 2]]
+    part.write_text("".join(json.dumps(row) + "\n" for row in early + [row for row in rows if row["question"] == names[-1]][:1]) + '{"role": "desi')
+    (tmp_path / "part.jsonl.progress").write_text("\n".join([json.dumps(["arithmetic", "tiny", "default", 0]), *names[:len(names) // 2]]) + "\n")
+    sft.main([*flags, "--out", str(part)])
+    assert sorted(part.read_text().splitlines()) == sorted(whole.read_text().splitlines())
+    with pytest.raises(tasks.BadInput, match="not this collection"):
+        sft.main([*flags, "--out", str(part)])
