@@ -4,17 +4,22 @@
 default, an unknown flag is an error with a suggestion), bad input ends with one line and exit code 2, Ctrl-C with 130,
 and what the commands say goes through one logger.  Test: `pytest tests/test_cli.py`.
 """
+import argparse
+import asyncio
 import contextlib
 import errno
 import io
+import json
 import logging
 import os
 import pathlib
 import re
 import sys
+from dataclasses import asdict
 
 import tyro
 
+import sandbox
 from tasks import BadInput
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -57,6 +62,33 @@ def command(main) -> None:
     if os.environ.get("RANK", "0") == "0":
         sys.stderr.write(f"{name}: {' '.join(problem.split())}\n")
     sys.exit(2)
+
+
+def run_file() -> None:
+    """`python sandbox.py FILE.py`: run one file in the sandbox and print its outcome as JSON; `--check`: say which level works here."""
+    parser = argparse.ArgumentParser(description="Run one Python file in the sandbox and print its outcome as JSON.")
+    parser.add_argument("file", nargs="?", default="", help="the file to run")
+    parser.add_argument("--sandbox", default="auto", choices=("auto", *sandbox.LEVELS), help="level (default: %(default)s)")
+    parser.add_argument("--wall", type=float, default=5.0, help="seconds of wall time (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="say which level works here, and why none above it does")
+    arguments = parser.parse_args()
+
+    async def go():
+        async with sandbox.Sandbox(arguments.sandbox) as box:
+            if arguments.check:
+                return {"level": box.level, "why_not": box.why_not}
+            code = pathlib.Path(arguments.file).read_bytes().decode("utf-8", "surrogateescape")
+            return {**asdict(await box.run(code, limits=sandbox.Limits(wall=arguments.wall))), "results": None}
+
+    try:
+        if not arguments.check and not os.path.isfile(arguments.file):
+            raise BadInput(f"no such file: {arguments.file}" if arguments.file else "name a file to run, or --check")
+        print(json.dumps(asyncio.run(go())))
+    except (BadInput, sandbox.SandboxError, OSError, ValueError) as error:
+        sys.stderr.write(f"sandbox.py: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def model_path(name: str) -> str:

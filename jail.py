@@ -21,6 +21,7 @@ import fcntl
 import gc
 import json
 import linecache
+import math
 import os
 import resource
 import select
@@ -45,12 +46,12 @@ RUN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21,
 FILES = [76, 82, 83, 84, 87, 258, 263, 264, 316]  # truncate rename mkdir rmdir unlink, and their *at forms
 CLONE, FORK, VFORK, KILL, TGKILL, PRLIMIT, PRCTL, IOCTL, FCNTL, CLONE3, CLOSE_RANGE = 56, 57, 58, 62, 234, 302, 157, 16, 72, 435, 436
 OPEN, OPENAT, SECCOMP, PIVOT_ROOT, MOUNT_SETATTR = 2, 257, 317, 155, 442
-SERVER = [KILL, 46, 47, 112, 126, 141, 160, SECCOMP, 434]  # kill sendmsg recvmsg setsid capset setpriority setrlimit seccomp pidfd_open
+SERVER = [KILL, 46, 47, 109, 126, 141, 160, SECCOMP, 434]  # kill sendmsg recvmsg setpgid capset setpriority setrlimit seccomp pidfd_open
 MOUNTING = [165, 272]  # mount unshare: the scratch directory of a run at level namespaces
 PRETEND = [90, 91, 132, 235, 261, 268, 280, 452]  # chmod and utime in all their forms
 IOCTLS, NOTIFY_RECEIVE, NOTIFY_SEND = [0x5401, 0x541B, 0x5421, 0x5450, 0x5451], 0xC0502100, 0xC0182101  # TCGETS FIO*
-FCNTLS_REFUSED = [8, 10, 15, 1024, 1026, 1031]  # SETOWN SETSIG SETOWN_EX SETLEASE NOTIFY SETPIPE_SZ: kills, leases, memory
-CLONE_THREAD, NEWNS, WRITES = 0x10000, 0x20000, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
+FCNTLS_REFUSED = [5, 6, 7, 36, 37, 38, 8, 10, 15, 1024, 1026, 1031]  # locks; SETOWN SETSIG SETOWN_EX SETLEASE NOTIFY SETPIPE_SZ: kills, memory
+THREAD, NEWNS, WRITES = 0x10400, 0x20000, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
 NAMESPACES = NEWNS | 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # mount user pid net ipc uts
 ALLOW, NOTIFY, KILL_PROCESS, SUCCESS, EPERM, EAGAIN, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x50000, 0x50001, 0x5000B, 0x50026
 
@@ -61,8 +62,6 @@ def must(result, what):
         raise OSError(ctypes.get_errno(), what)
     return result
 
-
-# ------------------------------------------------------------------------------------------------------------- filters
 
 def _op(code, jt, jf, k):
     return struct.pack("HBBI", code, jt, jf, k)
@@ -90,21 +89,15 @@ def server_filter(level):
     reading = _argument_rule(OPEN, 1, [0], ALLOW, EPERM, WRITES) + _argument_rule(OPENAT, 2, [0], ALLOW, EPERM, WRITES)
     writing = _rule(FILES + MOUNTING, ALLOW) if level == "namespaces" else reading
     return _program(writing + _rule(RUN + SERVER + [FORK, TGKILL, PRLIMIT, PRCTL], ALLOW) + _rule(PRETEND, SUCCESS) + _rule([CLONE3], ENOSYS)  # glibc falls back to clone, whose flags can be read
-                    + _argument_rule(CLONE, 0, [CLONE_THREAD], NOTIFY, ALLOW, mask=CLONE_THREAD) + _rule([VFORK], EAGAIN)
+                    + _argument_rule(CLONE, 0, [THREAD], NOTIFY, ALLOW, mask=THREAD) + _rule([VFORK], EAGAIN)
                     + _argument_rule(IOCTL, 1, [*IOCTLS, NOTIFY_RECEIVE, NOTIFY_SEND], ALLOW, EPERM)
                     + _argument_rule(FCNTL, 1, FCNTLS_REFUSED, EPERM, ALLOW), EPERM)
 
 
-def run_filter(pid):
-    """What a run loses besides. It may signal itself, and ask for its own limits, which it can't raise without capabilities."""
-    return _program(_rule(SERVER + MOUNTING, EPERM) + _rule([FORK], EAGAIN)
-                    + _argument_rule(CLONE, 0, [CLONE_THREAD], ALLOW, EAGAIN, mask=CLONE_THREAD)
-                    + _argument_rule(TGKILL, 0, [pid], ALLOW, EPERM) + _argument_rule(PRCTL, 0, [PR_SET_NAME], ALLOW, EPERM)
-                    + _argument_rule(PRLIMIT, 0, [0], ALLOW, EPERM), ALLOW)
-
-
-ANY_PID = 0x5AFEB0C5  # stands for the run's pid in the one program that all runs share
-RUN_FILTER = run_filter(ANY_PID)
+# What a run loses besides. It may ask for its own limits, which it can't raise without capabilities.
+RUN_FILTER = _program(_rule(SERVER + MOUNTING + [TGKILL], EPERM) + _rule([FORK], EAGAIN)
+                      + _argument_rule(CLONE, 0, [THREAD], ALLOW, EAGAIN, mask=THREAD) + _argument_rule(CLOSE_RANGE, 2, [0], ALLOW, EPERM)
+                      + _argument_rule(PRCTL, 0, [PR_SET_NAME], ALLOW, EPERM) + _argument_rule(PRLIMIT, 0, [0], ALLOW, EPERM), ALLOW)
 
 
 class _Program(ctypes.Structure):
@@ -115,8 +108,6 @@ def install(program, flags=0):
     """Install a seccomp filter; with flags=8, returns the descriptor on which it asks."""
     return must(LIBC.syscall(SECCOMP, 1, flags, ctypes.byref(_Program(len(program) // 8, program))), "seccomp")
 
-
-# ---------------------------------------------------------------------------------------------------- leaving the host
 
 def readable_paths():
     """What the interpreter needs to import the standard library and its extension modules."""
@@ -179,9 +170,12 @@ EXIT = {"ok": 0, "error": 1, "processes": 95, "files": 96, "memory": 97, "invali
 ERRNOS = {errno.EAGAIN: "processes", errno.ENOMEM: "memory", errno.EFBIG: "files", errno.ENOSPC: "files", errno.EMFILE: "files"}
 
 
-def enter_run(fds, limits, level):
+def enter_run(fds, limits, level, server):
     """In the fresh child: the run's descriptors at 0, 1, 2 (and 3), its limits, its scratch directory, its filter."""
-    os.setsid()
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != server:
+        os._exit(99)  # it died before this line
+    os.setpgid(0, 0)  # out of reach of Ctrl-C. Not a session: that would be a scheduling group, in which `nice` says nothing
     os.nice(5)  # a crowd of busy loops must not delay its own killing
     moved = [os.dup(fd) for fd in fds]  # first out of the way of 0-3
     for number, fd in enumerate(moved):
@@ -190,18 +184,15 @@ def enter_run(fds, limits, level):
     if level == "namespaces":
         if limits["scratch"]:
             must(LIBC.unshare(NEWNS), "unshare")
-            options = f"size={limits['scratch']},nr_inodes={limits['files']},mode=700"
+            options = f"size={limits['scratch']},nr_inodes={max(limits['files'], 1)},mode=700"
             must(LIBC.mount(b"scratch", b"/tmp", b"tmpfs", 6, options.encode()), "mount scratch")
             os.chdir("/tmp")
         drop_capabilities()
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    cpu, size = int(-(-limits["cpu"] // 1)), max(limits["output"], limits["scratch"])
-    for name, soft, hard in (("CPU", cpu, cpu + 1), ("AS", limits["memory"], limits["memory"]), ("FSIZE", size, size),
-                             ("NOFILE", 64, 64), ("CORE", 0, 0)):
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+    for name, limit in (("CPU", math.ceil(limits["cpu"])), ("AS", limits["memory"]), ("FSIZE", max(limits["scratch"], 1 << 24)), ("NOFILE", 64), ("CORE", 0)):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     if level != "none":
-        install(RUN_FILTER.replace(struct.pack("I", ANY_PID), struct.pack("I", os.getpid())))
+        install(RUN_FILTER)
 
 
 def read_text():
@@ -283,7 +274,7 @@ class Server:
 
     def __init__(self, control, listener, level, mas):
         self.control, self.listener, self.level, self.mas = control, listener, level, mas
-        self.runs, self.by_pidfd, self.poll = {}, {}, select.poll()
+        self.runs, self.by_pidfd, self.unsent, self.poll, self.pid = {}, {}, [], select.poll(), os.getpid()
         self.fork = ctypes.PyDLL(None).fork  # a third of os.fork's page faults: one thread, so there is no lock to repair
         for fd in (control.fileno(), listener or control.fileno()):
             self.poll.register(fd, select.POLLIN)
@@ -300,7 +291,7 @@ class Server:
                 elif event & select.POLLHUP:
                     sys.exit(0)  # the parent is gone; PDEATHSIG takes the runs along
                 else:
-                    self.receive()
+                    self.receive() if event & select.POLLIN else self.report()
             now = time.monotonic()
             for name in [name for name, run in self.runs.items() if run.deadline is not None and run.deadline <= now]:
                 self.kill(name, "timeout")
@@ -328,7 +319,7 @@ class Server:
         pid = self.fork()
         if pid == 0:
             try:
-                enter_run(fds, limits, self.level)
+                enter_run(fds, limits, self.level, self.pid)
                 run(kind, self.mas)
             finally:
                 os._exit(99)  # never back into the server's loop
@@ -365,8 +356,14 @@ class Server:
         self.report({"id": name, "exit": os.waitstatus_to_exitcode(status), "why": run.why, "seconds": time.monotonic() - run.started,
                      "cpu": usage.ru_utime + usage.ru_stime})
 
-    def report(self, message):
-        self.control.sendmsg([json.dumps(message).encode()])
+    def report(self, *messages):
+        """Send what fits; a parent that is busy must not hold up the deadlines."""
+        self.unsent += [json.dumps(message).encode() for message in messages]
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self.unsent:
+                self.control.sendmsg([self.unsent[0]])
+                del self.unsent[0]
+        self.poll.modify(self.control, select.POLLIN | (select.POLLOUT if self.unsent else 0))
 
 
 def main():
@@ -374,7 +371,7 @@ def main():
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes this server in order
     sys.path = [path for path in sys.path if path and path.startswith(sys.base_prefix)]
-    import bisect, copy, datetime, decimal, fractions, functools, heapq, itertools, math, random, re, statistics, string, typing  # noqa: E401, F401
+    import bisect, copy, datetime, decimal, fractions, functools, heapq, itertools, random, re, statistics, string, typing  # noqa: E401, F401
     with open(sys.argv[3]) as file:
         exec(compile(file.read(), "mas.py", "exec"), mas.__dict__)
     sys.modules["mas"] = mas  # so that a script may import it
@@ -392,6 +389,7 @@ def main():
         landlock()
     listener = install(server_filter(level), flags=8) if level != "none" else None
     control.sendmsg([b"ready"])
+    control.setblocking(False)
     gc.freeze()
     Server(control, listener, level, mas).serve()
 

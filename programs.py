@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
-from sandbox import Limits, ProtocolError, Sandbox
+from sandbox import MAX_PARTS, Limits, ProtocolError, Sandbox
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ async def call(sandbox, code: str, function: str, calls: list, limits: Limits, s
 
 def _result(line):
     try:
+        if line.count(b"[") + line.count(b"{") > MAX_PARTS:
+            raise ValueError("too many parts")
         result = json.loads(line, parse_constant=lambda name: {"float": name})
     except (ValueError, RecursionError):
         result = None
@@ -187,9 +189,10 @@ def same_output(expected: str, got: str, rule: str = "tokens") -> bool:
 
 def _decimals(line):
     try:
-        return [Decimal(token) for token in line.split()]
+        numbers = [Decimal(token) for token in line.split()]
     except InvalidOperation:
         return None
+    return None if any(number.is_snan() for number in numbers) else numbers  # to compare with a signalling NaN is an error
 
 
 def _close(expected, got):
@@ -252,10 +255,13 @@ async def _judge_stdin(sandbox, tests, case, program):
 
 
 async def _judge_calls(sandbox, tests, cases, program, stop):
-    verdicts = []
+    verdicts, limits = [], tests.limits(len(cases))
     while len(verdicts) < len(cases):
         left = cases[len(verdicts):]
-        outcome, results = await call(sandbox, program + "\n" + tests.after, tests.function, [arguments for arguments, _ in left], tests.limits(len(left)), PREAMBLE + tests.setup)
+        if limits.cpu <= 0 or limits.wall <= 0:  # the program has used up the time of all its cases
+            return verdicts + [Verdict(False, "no time is left")] * len(left)
+        outcome, results = await call(sandbox, program + "\n" + tests.after, tests.function, [arguments for arguments, _ in left], limits, PREAMBLE + tests.setup)
+        limits = replace(limits, cpu=max(0.0, limits.cpu - outcome.cpu), wall=max(0.0, limits.wall - outcome.seconds))
         for (_, expected), result in zip(left, results):
             passed = "value" in result and same_value(encode(expected), result["value"])
             verdicts.append(Verdict(passed, json.dumps(result.get("value", result.get("error")))[:1000]))
@@ -288,7 +294,7 @@ async def _judge_assert(sandbox, tests, case, program):
     finally:
         for session in sessions:
             session.kill()
-        outcomes = [await session.finish() for session in sessions]
+        outcomes = await asyncio.gather(*(session.finish() for session in sessions))
     return Verdict(passed, "" if passed else "\n".join(filter(None, (outcome.stderr for outcome in outcomes))) or said)
 
 

@@ -18,12 +18,11 @@ The level is the best that passes a self-test here, unless one is asked for by n
 | threads | limited | limited | limited | not limited |
 | is chosen | first | where namespaces fail | only by name | only by name |
 
-Not covered at any level: bugs of the kernel, side channels, memory beyond (runs at once) x (limits of one). Linux only, and
-on x86-64 but for `none`: elsewhere use a container.
+Not covered at any level: bugs of the kernel, side channels, memory beyond (runs at once) x (limits of one; page tables can be half
+a gigabyte more). Linux only, and on x86-64 but for `none`: elsewhere use a container.
 As a command: `python sandbox.py FILE.py` runs one file and prints its outcome as JSON; `--check` says which level works here.
 Test: `pytest tests/test_sandbox.py`. Speed: `python tests/bench_sandbox.py`. Read next: policy.py.
 """
-import argparse
 import asyncio
 import contextlib
 import errno
@@ -33,7 +32,6 @@ import os
 import pathlib
 import platform
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +42,7 @@ from jail import EXIT, readable_paths
 
 HERE = pathlib.Path(__file__).resolve().parent
 LEVELS = ("namespaces", "landlock", "seccomp", "none")
-MAX_LINE, MAX_DEPTH = 1 << 20, 8  # of one message of a script: bytes, levels of nesting
+MAX_LINE, MAX_DEPTH, MAX_PARTS = 1 << 20, 8, 50_000  # of one message of a script: bytes, levels of nesting, lists and objects
 RESULTS = 4 << 20  # bytes that a driver may write
 # No environment but this: nothing of the trainer's reaches a run. -S -s -P: no site, no user site, no cwd on the path.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "HOME": "/tmp", "PATH": "/usr/bin:/bin", "MALLOC_ARENA_MAX": "1"}
@@ -68,8 +66,12 @@ class Limits:
     output: int = 64 << 10  # each of stdout and stderr
     scratch: int = 16 << 20  # the scratch directory (level namespaces); 0: none
     files: int = 1000  # in it
-    threads: int = 256  # started, over the run's life; processes: none
+    threads: int = 64  # started, over the run's life; processes: none
     messages: int = 1000  # of a script that talks
+
+    def __post_init__(self):
+        if bad := [name for name, value in asdict(self).items() if not 0 <= value < 1 << 50]:
+            raise ValueError(f"limits have to be numbers from 0, not infinite: {', '.join(bad)}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Outcome:
     stderr: str
     seconds: float
     level: str
+    cpu: float = 0.0  # seconds
     results: bytes = b""  # what a driver wrote
 
 
@@ -94,39 +97,47 @@ class Session:
         self.sandbox, self.name, self.limits, self.outputs, self.line = sandbox, name, limits, outputs, None
         self.loop, self.buffer, self.messages = asyncio.get_running_loop(), bytearray(), 0
         self.ended, self.left, self.running_since = self.loop.create_future(), limits.wall, self.loop.time()
+        self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # also where nobody waits for it any more
 
     async def receive(self) -> dict | None:
-        """The script's next message, or None when it has ended. Its clock runs meanwhile. Raises ProtocolError and ends the run."""
+        """The script's next message, None when it has ended. Its clock runs until then, and from the next call on. Raises ProtocolError."""
+        self._run_clock()
         searched = 0
         while (end := self.buffer.find(b"\n", searched)) < 0:
             searched = len(self.buffer)
             if searched > MAX_LINE:
-                self.kill("protocol")
-                raise ProtocolError(f"a message of more than {MAX_LINE} bytes")
+                self.refuse("protocol", f"a message of more than {MAX_LINE} bytes")
             with contextlib.suppress(ConnectionResetError):
                 self.buffer += await self.loop.sock_recv(self.line, 1 << 16)
             if len(self.buffer) == searched:
                 return None
         line = bytes(self.buffer[:end])
         del self.buffer[:end + 1]
-        self.left = max(0.001, self.left - (self.loop.time() - self.running_since))
+        self.left, self.running_since = max(0.001, self.left - (self.loop.time() - self.running_since)), None
         self._post("clock", left=None)
         self.messages += 1
+        if self.messages > self.limits.messages:
+            self.refuse("messages", f"more than {self.limits.messages} messages")
         try:
-            if self.messages > self.limits.messages:
-                self.kill("messages")
-                raise ProtocolError(f"more than {self.limits.messages} messages")
             return parse_message(line)
-        except ProtocolError:
-            self.kill("protocol")
-            raise
+        except ProtocolError as error:
+            self.refuse("protocol", str(error))
+
+    def refuse(self, why: str, text: str):
+        """End the run for what it said, and raise ProtocolError."""
+        self.kill(why)
+        raise ProtocolError(text) from None
 
     async def send(self, message: dict) -> None:
         """Answer the script; its clock runs again. A script that has died meanwhile is noticed by the next receive."""
-        self._post("clock", left=self.left)
-        self.running_since = self.loop.time()
+        self._run_clock()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await self.loop.sock_sendall(self.line, json.dumps(message).encode() + b"\n")
+
+    def _run_clock(self):
+        if self.running_since is None:
+            self.running_since = self.loop.time()
+            self._post("clock", left=self.left)
 
     def kill(self, why: str = "killed"):
         """End the run; the first reason stays."""
@@ -135,24 +146,29 @@ class Session:
     def _post(self, operation, fds=(), **rest):
         self.sandbox.post({"op": operation, "id": self.name, **rest}, fds)
 
+    def abandon(self):
+        """End the run if it goes on, as when whoever waits for it is cancelled, and close what is held for it."""
+        if not self.ended.done():
+            self.kill()
+        while self.outputs:
+            os.close(self.outputs.pop())
+        if self.line:
+            self.line.close()
+
     async def finish(self) -> Outcome:
         """Wait for the end (everything it started is dead by then) and give back the outcome. Raises SandboxError if the server died."""
+        self._run_clock()
         try:
-            report = await self.ended
+            report = await asyncio.shield(self.ended)  # a cancelled waiter must not make the run look ended
             sizes = (self.limits.output, self.limits.output, RESULTS)
             written, full = zip(*(_written(fd, size) for fd, size in zip(self.outputs, sizes)))
         finally:
-            for fd in self.outputs:
-                os.close(fd)
-            if self.line:
-                self.line.close()
+            self.abandon()
         status = report["why"] or {number: name for name, number in EXIT.items()}.get(report["exit"], "crash")
-        if status in ("ok", "error", "crash") and (report["cpu"] > self.limits.cpu or report["exit"] == -signal.SIGXCPU):
-            status = "cpu"
-        elif status in ("ok", "error", "crash") and any(full):
-            status = "output"
+        if status in ("ok", "error", "crash"):
+            status = "cpu" if report["cpu"] > self.limits.cpu else "output" if any(full) else status
         stdout, stderr = (text.decode("utf-8", "replace") for text in written[:2])
-        return Outcome(status, stdout, stderr, round(report["seconds"], 4), self.sandbox.level, b"".join(written[2:]))
+        return Outcome(status, stdout, stderr, round(report["seconds"], 4), self.sandbox.level, round(report["cpu"], 4), b"".join(written[2:]))
 
 
 class Sandbox:
@@ -164,7 +180,7 @@ class Sandbox:
 
     def __init__(self, level: str = "auto"):
         self.wanted, self.level, self.why_not = level, level, {}
-        self.server, self.control, self.runs, self.counter, self.unsent = None, None, {}, 0, []
+        self.server, self.control, self.runs, self.counter, self.unsent, self.closed = None, None, {}, 0, [], False
 
     async def __aenter__(self):
         if self.wanted not in ("auto", *LEVELS):
@@ -177,12 +193,15 @@ class Sandbox:
                 if self.level in LEVELS[:2]:
                     await self._self_test()
                 return self
-            except SandboxError as error:
+            except (SandboxError, asyncio.CancelledError) as error:
                 self._stop("the self-test failed")
+                if not isinstance(error, SandboxError):
+                    raise
                 self.why_not[self.level] = str(error)
         raise SandboxError("; ".join(f"sandbox level {level} does not work here: {why}" for level, why in self.why_not.items()))
 
     async def __aexit__(self, *_):
+        self.closed = True
         self._stop("the sandbox was closed")
 
     async def _start(self):
@@ -195,14 +214,15 @@ class Sandbox:
         self.server = subprocess.Popen([*COMMAND, str(theirs.fileno()), self.level, str(HERE / "mas.py")], env=ENVIRONMENT, cwd="/",
                                        pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         theirs.close()
-        self.control, ready = ours, b""
+        self.control, ready, reason = ours, b"", "the server did not start"
         ours.settimeout(20)
         with self.server.stderr, contextlib.suppress(TimeoutError):
             ready = ours.recv(4096)
-            reason = "" if ready else (self.server.stderr.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+            if not ready:
+                reason = (self.server.stderr.read().decode(errors="replace").strip().splitlines() or [reason])[-1]
         if not ready:
             self._stop(reason)
-            raise SandboxError(reason or "the server did not start")
+            raise SandboxError(reason)
         ours.setblocking(False)
         asyncio.get_running_loop().add_reader(ours.fileno(), self._on_readable)
 
@@ -212,8 +232,7 @@ class Sandbox:
             pathlib.Path(folder, "secret").write_text("secret")
             outcome = await self.run(PROBE, json.dumps([folder, os.path.expanduser("~"), str(HERE)]).encode(), Limits(wall=10))
             if outcome.stdout.split() != ["thread"] or os.listdir(folder) != ["secret"]:
-                last = (outcome.stderr.strip().splitlines() or [outcome.status])[-1]
-                raise SandboxError(f"the self-test failed: {' '.join(outcome.stdout.split()) or last}")
+                raise SandboxError("the self-test failed: " + " ".join((outcome.stdout or outcome.stderr[-100:] or outcome.status).split()))
 
     def _stop(self, why):
         control, self.control = self.control, None
@@ -261,7 +280,7 @@ class Sandbox:
             except BlockingIOError:
                 return loop.add_writer(self.control.fileno(), self._flush)
             except OSError as error:  # as many descriptors on their way as one user may have; or the end, which _on_readable sees
-                return loop.call_later(0.01, self._flush) if error.errno == errno.ETOOMANYREFS else None
+                return loop.call_later(0.01, self._flush) if error.errno in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM) else None
             for fd in fds:
                 os.close(fd)
             self.unsent.pop(0)
@@ -269,6 +288,8 @@ class Sandbox:
             loop.remove_writer(self.control.fileno())
 
     async def _launch(self, kind, texts, stdin, limits, line=None):
+        if self.closed:
+            raise SandboxError("the sandbox was closed")
         if self.control is None:
             await self._start()  # the server died: runs that were in it are lost, the next ones are not
         outputs, theirs, texts = [], [], [text.encode("utf-8", "surrogatepass") for text in texts]
@@ -303,10 +324,14 @@ class Sandbox:
             session = await self._launch(kind, (setup, script, driver), b"", limits, theirs)
         ours.setblocking(False)
         session.line = ours
-        await session.receive()  # "start": the script is about to run; now it gets its variables and its time
-        session.left, session.messages = limits.wall, 0
-        await session.send(variables or {})
-        return session
+        try:
+            await session.receive()  # "start": the script is about to run; now it gets its variables and its time
+            session.left, session.messages = limits.wall, 0
+            await session.send(variables or {})
+            return session
+        except asyncio.CancelledError:
+            session.abandon()
+            raise
 
 
 def parse_message(line: bytes) -> dict:
@@ -319,6 +344,8 @@ def parse_message(line: bytes) -> dict:
         raise ValueError(f"{constant} is not JSON")
 
     try:
+        if line.count(b"[") + line.count(b"{") > MAX_PARTS:
+            raise ValueError("too many parts")
         message = json.loads(line.decode("utf-8", "surrogatepass"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON message: {str(error)[:100]}") from None
@@ -361,31 +388,6 @@ threading.Thread(target=print, args=("thread",)).start()
 """
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Run one Python file in the sandbox and print its outcome as JSON.")
-    parser.add_argument("file", nargs="?", default="", help="the file to run")
-    parser.add_argument("--sandbox", default="auto", choices=("auto", *LEVELS), help="level (default: %(default)s)")
-    parser.add_argument("--wall", type=float, default=5.0, help="seconds of wall time (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="say which level works here, and why none above it does")
-    arguments = parser.parse_args()
-
-    async def go():
-        async with Sandbox(arguments.sandbox) as sandbox:
-            if arguments.check:
-                return {"level": sandbox.level, "why_not": sandbox.why_not}
-            code = pathlib.Path(arguments.file).read_bytes().decode("utf-8", "surrogateescape")
-            return {**asdict(await sandbox.run(code, limits=Limits(wall=arguments.wall))), "results": None}
-
-    try:
-        if not arguments.check and not os.path.isfile(arguments.file):
-            raise SandboxError(f"no such file: {arguments.file}" if arguments.file else "name a file to run, or --check")
-        print(json.dumps(asyncio.run(go())))
-    except (SandboxError, OSError) as error:
-        sys.stderr.write(f"sandbox.py: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main()
+    import cli
+    cli.run_file()

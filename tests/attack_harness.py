@@ -22,7 +22,7 @@ import time
 
 from attacks import ATTACKS
 from programs import call
-from sandbox import Limits, ProtocolError, Sandbox
+from sandbox import Limits, ProtocolError, Sandbox, SandboxError
 
 CANARY = "TRUTH" + "CANARY"
 LIMITS = Limits(wall=1.0, cpu=1.0, memory=256 << 20, messages=50)
@@ -185,4 +185,7 @@ def resident():
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2:]))
+    try:
+        asyncio.run(main(sys.argv[1], sys.argv[2:]))
+    except SandboxError as error:
+        print(json.dumps({"refused": str(error)}))

@@ -21,7 +21,23 @@ while True:
 """),
     "raw_threads": ("script", "processes|crash", SYSCALL + """
 while True:  # threads without Python's or the C library's knowledge: each clone is asked for, whatever it comes to
-    call(56, 0x10000 | 0x100 | 0x800, 0)
+    call(56, 0x10000 | 0x100 | 0x800 | 0x400, 0)
+"""),
+    "own_descriptor_tables": ("script", "ok", SYSCALL + """
+import threading
+def more():  # 64 descriptors for each thread, filled with kernel memory, instead of for all of them
+    if call(436, 4, 0xFFFFFFFF, 2)[0] == 0: print("ESCAPE:table")
+for _ in range(20):
+    t = threading.Thread(target=more); t.start(); t.join()
+if call(56, 0x10000 | 0x100 | 0x800, 0)[0] >= 0: print("ESCAPE:clone")
+"""),
+    "locks": ("script", "ok", """
+import fcntl, os
+fd = os.open(os.__file__, os.O_RDONLY)  # a lock on a shared file is seen by other runs, and costs memory that nobody counts
+for operation in (fcntl.LOCK_SH, fcntl.LOCK_EX):
+    for lock in (fcntl.flock, fcntl.lockf):
+        try: lock(fd, operation | fcntl.LOCK_NB); print("ESCAPE:lock")
+        except OSError: pass
 """),
     "raw_fork": ("script", "ok", SYSCALL + """
 for number, values in ((57, ()), (58, ()), (56, (17,)), (56, (0x4111,)), (435, (0, 0))):

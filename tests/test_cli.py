@@ -90,7 +90,7 @@ def test_bad_input_is_one_line_and_exit_2(program, arguments, names, files, monk
     monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *argv])
     monkeypatch.chdir(files)
     with pytest.raises(SystemExit) as stop:
-        program.main() if program is sandbox else cli.command(program.main)
+        cli.run_file() if program is sandbox else cli.command(program.main)
     said = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(said) == 1 and names in said[0] and "Traceback" not in said[0], said
     assert not list(files.glob("**/*.tmp")) and not (files / "run" / "checkpoint").exists() and not (files / "m").exists()

@@ -1,6 +1,7 @@
 """Judging programs: references pass, what is nearly right fails, probes get the official verdicts, and nothing but solving earns a reward."""
 import asyncio
 import json
+import time
 
 import pytest
 from conftest import SHARED, needs_shared
@@ -99,7 +100,7 @@ OUTPUTS = [
     ("lines", "1 2", "1  2", True), ("lines", "1 2", "01 2.0", True), ("lines", "0.333333333", "0.333333", False), ("lines", "YES", "yes", False),
     ("lines", "a b", "a  b", False), ("lines", str(10 ** 40), str(10 ** 40 + 1), False), ("lines", "1" * 5000, "1" * 5000, True),
     ("lines", "nan", "nan", True), ("lines", "NaN", "nan", False), ("lines", "", "", True), ("lines", "", "\n", True), ("lines", "1", "", False), ("lines", "-0", "0", True),
-    ("lines", "1", "1_0", False), ("lines", "10", "1_0", True), ("lines", "1\t2", "1 2", True), ("lines", "5 2 1 \n", "5 2 1", True),
+    ("lines", "1", "1_0", False), ("lines", "10", "1_0", True), ("lines", "1", "sNaN", False), ("lines", "1 2", "-sNaN12 2", False), ("lines", "sNaN", "sNaN", True), ("lines", "1\t2", "1 2", True), ("lines", "5 2 1 \n", "5 2 1", True),
     ("tokens", "1 2\n3", "1\n2 3", True), ("tokens", "1 2 3", "3 2 1", False), ("tokens", "1000000", "1000009", False), ("tokens", "NO YES", "YES NO", False),
     ("tokens", "YES NO", "YES YES NO", False), ("tokens", str(10 ** 17), str(10 ** 17 + 1), False), ("tokens", "1.5", "1.5000001", True),
     ("tokens", "1.5", "1.51", False), ("tokens", "1", "1.0000001", False), ("tokens", "1.0", "1", True), ("tokens", "1e5", "100000", True), ("tokens", "5", "5.0", False),
@@ -209,6 +210,14 @@ def test_one_case_that_kills_the_program_costs_that_case_alone():
     assert verdicts == [True, True, False, True, True]
     verdicts, = judged([(SUM, "def f(a, b): return 3")], stop=True)
     assert verdicts == [True, False, False]
+
+
+def test_a_program_has_the_time_of_its_cases_and_no_more():
+    """Each case that ends the process starts a new one; all of them together have the time of all cases."""
+    deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\ndef f(i):\n    while True: pass"
+    started = time.monotonic()
+    verdicts, = judged([(Suite("call", tuple(([i], i) for i in range(8)), (), "f", seconds=0.25), deaf)])
+    assert verdicts == [False] * 8 and time.monotonic() - started < 10
 
 
 def test_grade_code_needs_no_event_loop():
