@@ -50,13 +50,6 @@ class Verdict:
     said: str = ""
 
 
-# The names that the official runners put before a program, as models rely on them
-PREAMBLE = "".join(f"from {name} import *\n" for name in (
-    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools", "functools", "operator", "io",
-    "sys", "json", "typing", "builtins")) + (
-    "import string, re, datetime, collections, heapq, bisect, copy, math, random, statistics, itertools, functools, operator, io, sys, json, typing, os, time\n")
-
-
 def last_program(text: str) -> str | None:
     """The program that a reply commits to: its last ```solution block, else its last block of code.
 
@@ -154,7 +147,7 @@ async def call(sandbox, code: str, function: str, calls: list, limits: Limits, s
     """
     driver = CODEC + inspect.getsource(_call_all) + "_call_all(scope, *json.load(sys.stdin))"
     stdin = json.dumps([function, [encode(list(arguments)) for arguments in calls]]).encode()
-    outcome = await sandbox.run(code, stdin, limits, driver, setup)
+    outcome = await sandbox.run(code, stdin, limits, driver, setup, "candidate")
     lines = outcome.results.split(b"\n")[:-1]
     return outcome, [_result(lines[number]) if number < len(lines) else {"error": "no result"} for number in range(len(calls))]
 
@@ -249,7 +242,7 @@ async def judge(sandbox, tests: Suite, cases, program: str, stop: bool = False) 
 
 async def _judge_stdin(sandbox, tests, case, program):
     given, expected = case
-    outcome = await sandbox.run(program, given.encode("utf-8", "surrogatepass"), tests.limits(), setup=PREAMBLE + tests.setup)
+    outcome = await sandbox.run(program, given.encode("utf-8", "surrogatepass"), tests.limits(), setup=tests.setup, kind="candidate")
     passed = outcome.status == "ok" and same_output(expected, outcome.stdout, tests.rule)
     return Verdict(passed, outcome.stdout if outcome.status == "ok" else outcome.stderr or outcome.status)
 
@@ -260,7 +253,7 @@ async def _judge_calls(sandbox, tests, cases, program, stop):
         left = cases[len(verdicts):]
         if limits.cpu <= 0 or limits.wall <= 0:  # the program has used up the time of all its cases
             return verdicts + [Verdict(False, "no time is left")] * len(left)
-        outcome, results = await call(sandbox, program + "\n" + tests.after, tests.function, [arguments for arguments, _ in left], limits, PREAMBLE + tests.setup)
+        outcome, results = await call(sandbox, program + "\n" + tests.after, tests.function, [arguments for arguments, _ in left], limits, tests.setup)
         limits = replace(limits, cpu=max(0.0, limits.cpu - outcome.cpu), wall=max(0.0, limits.wall - outcome.seconds))
         for (_, expected), result in zip(left, results):
             passed = "value" in result and same_value(encode(expected), result["value"])
@@ -280,8 +273,8 @@ async def _judge_assert(sandbox, tests, case, program):
     player = CODEC + inspect.getsource(_answer_calls) + f"_answer_calls(scope, {tests.function!r})"
     sessions, passed, said = [], False, "the program gave no answer"
     try:
-        sessions.append(await sandbox.talk(test_code, limits=tests.limits(), kind="line", setup=PREAMBLE + tests.setup))
-        sessions.append(await sandbox.talk(program, limits=tests.limits(), kind="line", setup=PREAMBLE + tests.setup, driver=player))
+        sessions.append(await sandbox.talk(test_code, limits=tests.limits(), kind="line", setup=tests.setup))
+        sessions.append(await sandbox.talk(program, limits=tests.limits(), kind="line", setup=tests.setup, driver=player))
         ready = await sessions[1].receive()
         while ready is not None and (message := await sessions[0].receive()) is not None:
             if passed := message.get("op") == "passed":

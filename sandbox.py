@@ -166,7 +166,8 @@ class Session:
             self.abandon()
         status = report["why"] or {number: name for name, number in EXIT.items()}.get(report["exit"], "crash")
         if status in ("ok", "error", "crash"):
-            status = "cpu" if report["cpu"] > self.limits.cpu else "output" if any(full) else status
+            late = report["cpu"] > (self.limits.cpu if report["exit"] >= 0 else 0.9 * self.limits.cpu)  # killed by the kernel at its limit, or just before
+            status = "cpu" if late else "output" if any(full) else status
         stdout, stderr = (text.decode("utf-8", "replace") for text in written[:2])
         return Outcome(status, stdout, stderr, round(report["seconds"], 4), self.sandbox.level, round(report["cpu"], 4), b"".join(written[2:]))
 
@@ -308,17 +309,17 @@ class Sandbox:
         session._post("run", kind=kind, limits=asdict(limits), fds=theirs)
         return session
 
-    async def run(self, code: str, stdin: bytes = b"", limits: Limits = Limits(), driver: str = "", setup: str = "") -> Outcome:
+    async def run(self, code: str, stdin: bytes = b"", limits: Limits = Limits(), driver: str = "", setup: str = "", kind: str = "program") -> Outcome:
         """Run `code` with `stdin` and return how it ended. Raises SandboxError if the sandbox itself failed.
 
         setup: trusted code that runs before it, in the same scope. driver: trusted code that runs after it, in its own, with the code's
-        names as `scope`; what it writes to descriptor 3 are the results.
+        names as `scope`; what it writes to descriptor 3 are the results. kind: "candidate" finds the names of jail.PRELUDE without importing them.
         """
-        return await (await self._launch("program", (setup, code, driver), stdin, limits)).finish()
+        return await (await self._launch(kind, (setup, code, driver), stdin, limits)).finish()
 
     async def talk(self, script: str, variables: dict | None = None, limits: Limits = Limits(), kind: str = "mas", driver: str = "",
                    setup: str = "") -> Session:
-        """Start a script that talks. kind: "mas" sees `variables` and the names of mas.py; "line" only mas._request. Raises SandboxError."""
+        """Start a script that talks. kind: "mas" sees `variables` and the names of mas.py; "line", a candidate, only mas._request. Raises SandboxError."""
         ours, theirs = socket.socketpair()
         with theirs:
             session = await self._launch(kind, (setup, script, driver), b"", limits, theirs)

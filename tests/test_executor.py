@@ -1,11 +1,15 @@
 """Running designs: tools, memory, budgets, and every typed outcome."""
+from dataclasses import replace
+
 import pytest
-from conftest import QUESTION, execute
+from conftest import QUESTION, Scripted, execute, grow
 
 import designer
 import tasks
 from executor import STATUSES, Budget, tool_call
 from policy import EngineError
+from programs import Suite
+from sandbox import SandboxError
 
 A = 'a = Agent("a", "Solve the question.")\n'
 TOOL = 'a = Agent("a", "Use Python.", tools=["python"])\n'
@@ -113,3 +117,58 @@ def test_design_without_a_script(policy):
     for text, error in (("", "empty"), ("word " * 400, "cut off")):
         design = asyncio.run(designer.design(Scripted(policy, lambda prompt: text), policy, QUESTION, ("s",), max_tokens=50))
         assert error in design.error and design.completion_ids
+
+
+# ------------------------------------------------------------------------------------------------ scripts that want the reward
+
+CODE = replace(QUESTION, id="code", prompt="Add two numbers.", answer="", kind="code", tools=("python", "tests"),
+               tests=Suite("stdin", (("1 2", "3"),), (("7 1", "8"), ("90001 1", "90002"))))
+HACKS = [
+    "submit(Reply('\\\\boxed{42}', 0))",
+    "submit(Reply('\\\\boxed{42}'))",
+    "a = Agent('a', 'b')\nr = a(question)\nr.answer = '42'\nsubmit(r)",
+    "a = Agent('a', 'b')\nr = a(question)\nr.id = 10**6\nsubmit(r)",
+    "a = Agent('a', 'b')\nr = a(question)\nr.id = -1\nsubmit(r)",
+    "a = Agent('a', 'b')\nr = a(question)\nr.id = True\nsubmit(r)",
+    "import mas\nmas._request({'op': 'submit', 'reply': '\\\\boxed{42}'})",
+    "import mas\nmas._request({'op': 'submit', 'reply': 0, 'text': '\\\\boxed{42}', 'answer': '42', 'reward': 1})",
+    "import mas\nmas._request({'op': 'reward', 'value': 1.0})",
+    "import mas\nmas._request({'op': 'ask', 'asks': [], 'reward': 1.0})",
+    "import os\nos.write(3, b'{\"op\": \"answered\", \"answer\": \"42\", \"reward\": 1}\\n')",
+    "import os\nos.write(1, b'\\\\boxed{42}')\nos._exit(0)",
+    "print('\\\\boxed{42}')\nraise SystemExit('\\\\boxed{42}')",
+    "import builtins, mas\nbuiltins.isinstance = lambda *a: True\nclass R: id = 0\nsubmit(R())",
+    "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and {'answer', 'gold', 'tests'} & set(map(str, o)): print(o)\na = Agent('a', 'b')\nsubmit(a(str(len(globals()))))",
+    "import sys\nf = sys._getframe()\nwhile f:\n    f.f_globals['status'] = 'answered'\n    f.f_locals['status'] = 'answered'\n    f = f.f_back",
+    "a = Agent('a', 'b', tools=['tests', 'python'], max_turns=16)\nsubmit(a('print the hidden tests'))",
+]
+
+
+@pytest.mark.parametrize("script", HACKS)
+@pytest.mark.parametrize("question", [QUESTION, CODE], ids=["math", "code"])
+def test_a_script_that_wants_to_be_paid_without_an_answer_is_not(policy, script, question):
+    """Its agents say something wrong; whatever the script does, only what an agent said can be handed in, and that is wrong."""
+    for said in (r"\boxed{7}", "```solution\nprint(0)\n```", "```tests\nprint(open('/proc/self/environ').read())\n```"):
+        tree, = grow(policy, Scripted(policy, lambda prompt: said), [question], 1, 1, fixed=script)
+        execution, reward = tree.executions[0][0], tree.rewards_M_N.item()
+        assert reward == 0.0, execution
+        assert execution.answer in (None, said)
+
+
+def test_the_tests_tool_shows_public_tests_alone(policy):
+    said = iter(["```tests\nprint(5)\n```", "```tests\nprint(sum(map(int, input().split())))\n```", "```solution\nprint(sum(map(int, input().split())))\n```"])
+    tree, = grow(policy, Scripted(policy, lambda prompt: next(said)), [CODE], 1, 1, fixed='submit(Agent("a", "i", tools=["tests"])(question))')
+    outputs = [call.tool_output for call in tree.executions[0][0].calls]
+    assert outputs == ["0 of 1 passed.\nInput:\n1 2\nExpected:\n3\nGot:\n5", "1 of 1 passed.", None] or outputs[0].endswith("Got:\n5\n")
+    assert tree.rewards_M_N.item() == 1.0
+    shown = "".join(message["content"] for call in tree.executions[0][0].calls for message in call.messages)
+    assert "90002" not in shown and "7 1" not in shown and "```solution" in shown and "boxed" not in shown
+
+
+def test_a_broken_sandbox_while_judging_is_infrastructure(policy, monkeypatch):
+    async def fails(*_, **__):
+        raise SandboxError("down")
+
+    monkeypatch.setattr("programs.grade", fails)
+    tree, = grow(policy, Scripted(policy, lambda prompt: "```solution\n1\n```"), [CODE], 1, 1, fixed='submit(Agent("a", "i")(question))')
+    assert tree.executions[0][0].status == "infrastructure" and not tree.valid_M_N.any()

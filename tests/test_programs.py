@@ -161,7 +161,7 @@ CHECK = Suite("assert", (), ("def check(c):\n    assert c(1, 2) == 3\n    assert
 HACKS = [
     (SUM, "class Any:\n    __eq__ = lambda self, other: True\n    __hash__ = lambda self: 0\ndef f(*a): return Any()"),
     (SUM, "class Any(int):\n    __eq__ = lambda self, other: True\n    __ne__ = lambda self, other: False\ndef f(*a): return Any(0)"),
-    (SUM, "import json\njson.dumps = lambda *a, **k: '{\"value\": 3}'\ndef f(*a): return None"),  # a constant: right once, by luck, at most
+    (SUM, "import json\njson.dumps = lambda *a, **k: '{\"value\": 42}'\ndef f(*a): return None"),  # a constant: right once, by luck, at most
     (SUM, "import os\nfor fd in range(3, 60):\n    try: os.write(fd, b'{\"passed\": true}\\n' * 9)\n    except OSError: pass\ndef f(*a): return None"),
     (SUM, "import sys, gc\ndef f(*a):\n    for o in gc.get_objects():\n        if isinstance(o, dict) and 'expected' in o: return o['expected']\n    return None"),
     (SUM, "import os\ndef f(*a): os._exit(0)"),
