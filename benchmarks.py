@@ -47,6 +47,7 @@ class Source:
     configuration: str = "default"
     files: dict | None = None  # split or version -> file names in the repository
     columns: tuple = ()  # of a set that is too large to read whole
+    options: str = "(?!)"  # a pattern of what may follow an @: by default nothing
     in_split: Callable[[dict, str], bool] = lambda row, split: True  # of a file that holds all splits
 
 
@@ -244,10 +245,11 @@ SOURCES = {
     "polaris": Source("POLARIS-Project/Polaris-Dataset-53K", _polaris, {"train": "train"}),
     "dapo": Source("open-r1/DAPO-Math-17k-Processed", _dapo, {"train": "train"}, "en"),
     "humaneval": Source("openai/openai_humaneval", _humaneval, {"test": "test"}, "openai_humaneval"),
-    "mbpp": Source("google-research-datasets/mbpp", _mbpp, {"train": "train", "test": "test"}, "full",
+    "mbpp": Source("google-research-datasets/mbpp", _mbpp, {"train": "train", "test": "test"}, "full", options="sanitized",
                    in_split=lambda row, split: 10 < row["task_id"] <= 510 if split == "test" else row["task_id"] > 600),
-    "livecodebench": Source("livecodebench/code_generation_lite", _livecodebench, {"test": "test"}, files=LCB),
-    "apps": Source("codeparrot/apps", _apps, {"train": "train", "test": "test"}, files={"train": ("train.jsonl",), "test": ("test.jsonl",)}),
+    "livecodebench": Source("livecodebench/code_generation_lite", _livecodebench, {"test": "test"}, files=LCB,
+                            options=r"(release_)?v[1-6]|\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d"),
+    "apps": Source("codeparrot/apps", _apps, {"train": "train", "test": "test"}, options="introductory|interview|competition", files={"train": ("train.jsonl",), "test": ("test.jsonl",)}),
     "codecontests": Source("deepmind/code_contests", _codecontests, {"train": "train", "test": "test"}, columns=(
         "name", "description", "public_tests", "private_tests", "generated_tests", "time_limit", "input_file", "output_file")),
 }
@@ -259,6 +261,9 @@ def read(name: str, split: str, data_dir: str | None = None, size: int = 1 << 30
     split: "train" or "test"; a set that has only one gives that one. A set with `columns`, or raw files, streams from the Hub.
     """
     source, skipped, found = SOURCES[name.split("@")[0]], Counter(), {}
+    for option in name.split("@")[1:]:
+        if not re.fullmatch(source.options, option):
+            raise BadInput(f"--tasks {name}: no option {option!r} of this set")
     split = split if split in source.splits else next(iter(source.splits))
     file = pathlib.Path(path) if path else _local(name, split, data_dir) if data_dir else None
     rows = rows_of(file) if file else _from_hub(name, source, split, seed)

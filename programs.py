@@ -19,6 +19,7 @@ import inspect
 import json
 import math
 import os
+import random
 import re
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
@@ -41,6 +42,12 @@ class Suite:
     def limits(self, cases: int = 1) -> Limits:
         cpu = self.seconds * cases
         return Limits(wall=3 * cpu + 2, cpu=cpu, output=1 << 20, memory=1 << 30, messages=100_000)  # wall time: or verdicts depend on the machine's load
+
+
+    def capped(self, cases: int) -> "Suite":
+        """At most so many cases, the public ones first, the hidden ones drawn by a fixed seed: enough for a training reward."""
+        left = max(0, cases - len(self.public))
+        return replace(self, public=self.public[:cases], hidden=tuple(random.Random(0).sample(self.hidden, min(left, len(self.hidden)))))
 
 
 @dataclass(frozen=True)

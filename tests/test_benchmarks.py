@@ -53,6 +53,12 @@ def test_the_same_questions_every_time_and_a_limit_is_a_limit():
 
 
 @needs_shared
+def test_training_runs_twenty_tests_and_an_evaluation_all():
+    counts = {split: [len(q.tests.public + q.tests.hidden) for q in tasks.load("codecontests", split, 0, 100, str(DATA))] for split in ("train", "all")}
+    assert max(counts["train"]) == 20 < max(counts["all"]) and tasks.load("codecontests", "train", 0, 9, str(DATA)) == tasks.load("codecontests", "train", 0, 9, str(DATA))
+
+
+@needs_shared
 def test_dapo_is_unwrapped():
     question = next(q for q in read("dapo", "train", str(DATA))[0] if q.answer == "73")
     assert question.prompt.startswith("Among the 900 residents") and "Answer:" not in question.prompt
@@ -99,6 +105,9 @@ def test_options(tmp_path):
     for option, kept in (("apps@introductory", 2), ("apps@interview", 2), ("apps@competition", 1), ("livecodebench@2023-08-01..2023-08-31", 1), ("livecodebench@2025-01-01..2025-04-30", 0)):
         assert len(read(option, "test", str(DATA))[0]) == kept, option
     assert tasks.parse_spec("paper") == [("polaris", 0.5), ("apps@introductory", 0.35), ("codecontests", 0.15)]
+    for wrong in ("apps@hard", "livecodebench@v9", "livecodebench@2025", "aime24@v1", "mbpp@"):
+        with pytest.raises(tasks.BadInput, match="no option"):
+            tasks.load(wrong, "all", 0, 10, str(DATA))
     with pytest.raises(tasks.BadInput, match="no question is left"):
         tasks.load("livecodebench@2025-01-01..2025-04-30", "all", 0, 10, str(DATA))
 
