@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from programs import Suite
-from tasks import BadInput, Question
+from tasks import BadInput, Question, parse_row
 
 STDIN = "Write a Python program that reads from standard input and writes to standard output."
 
@@ -307,13 +307,7 @@ def rows_of(path: pathlib.Path):
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
-                    if not isinstance(row, dict):
-                        raise BadInput(f"{path}, line {number}: a row must be a JSON object")
-                    yield row
+                    yield parse_row(path, number, line)
     except ImportError:
         raise BadInput(f"{path}: pip install pyarrow to read parquet files") from None
     except (OSError, UnicodeDecodeError) as error:

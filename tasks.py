@@ -195,16 +195,21 @@ def read_jsonl(path: pathlib.Path, whole_lines: bool = False) -> list[dict]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}, line {number}: a row must be a JSON object")
-        rows.append(row)
+        rows.append(parse_row(path, number, line))
     if not rows:
         raise BadInput(f"{path}: the file has no rows")
     return rows
+
+
+def parse_row(path: pathlib.Path, number: int, line: str) -> dict:
+    """The row that a line of a JSONL file holds. Raises BadInput."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise BadInput(f"{path}, line {number}: a row must be a JSON object")
+    return row
 
 
 def _from_row(row, where, family):

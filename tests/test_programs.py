@@ -161,7 +161,7 @@ CHECK = Suite("assert", (), ("def check(c):\n    assert c(1, 2) == 3\n    assert
 HACKS = [
     (SUM, "class Any:\n    __eq__ = lambda self, other: True\n    __hash__ = lambda self: 0\ndef f(*a): return Any()"),
     (SUM, "class Any(int):\n    __eq__ = lambda self, other: True\n    __ne__ = lambda self, other: False\ndef f(*a): return Any(0)"),
-    (SUM, "import json\njson.dumps = lambda *a, **k: '{\"value\": 42}'\ndef f(*a): return None"),  # a constant: right once, by luck, at most
+    (SUM, "import json\njson.dumps = lambda *a, **k: '{\"value\": 42}'\ndef f(*a): return None"),
     (SUM, "import os\nfor fd in range(3, 60):\n    try: os.write(fd, b'{\"passed\": true}\\n' * 9)\n    except OSError: pass\ndef f(*a): return None"),
     (SUM, "import sys, gc\ndef f(*a):\n    for o in gc.get_objects():\n        if isinstance(o, dict) and 'expected' in o: return o['expected']\n    return None"),
     (SUM, "import os\ndef f(*a): os._exit(0)"),
@@ -187,10 +187,7 @@ def test_programs_that_try_to_be_paid_without_solving():
             return await asyncio.gather(*(grade(sandbox, tests, program) for tests, program in HACKS))
 
     scores = asyncio.run(go())
-    constant = HACKS[2]
-    assert len(HACKS) >= 15
-    for (tests, program), score in zip(HACKS, scores):
-        assert score == 0.0 or program == constant[1] and score == pytest.approx(1 / 3), (score, program)
+    assert len(HACKS) >= 15 and scores == [0.0] * len(HACKS), [program for (_, program), score in zip(HACKS, scores) if score]
 
 
 def test_a_solution_is_paid_in_full_and_half_a_solution_by_the_fraction():
