@@ -96,6 +96,18 @@ def model_path(name: str) -> str:
     return str(HERE / "tiny") if name == "tiny" and not os.path.isdir(name) else name
 
 
+def device() -> str:
+    """This rank's device."""
+    import torch
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def dtype(name: str):
+    """What a model computes in: `auto` is bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+    return getattr(torch, name) if name != "auto" else torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
 def atomic_write(path: pathlib.Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")

@@ -102,11 +102,12 @@ def variance_split(rewards_Q_M_N, valid_Q_M_N=None):
     return between_Q.mean().item(), within_Q.mean().item()
 
 
-def policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip_low=0.2, clip_high=0.2, dual_clip=None, ref_logprobs_K=None, kl=0.0):
+def policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip_low=0.2, clip_high=0.2, dual_clip=None, ref_logprobs_K=None, kl=0.0,
+                weights_K=None):
     """The clipped loss of each token, to be summed and divided by the tokens of the global batch; and its statistics.
 
     dual_clip c > 1 bounds the loss of a negative advantage at -c A. kl weighs the k3 estimate of KL(policy || reference),
-    exp(ref - logprob) - (ref - logprob) - 1. Returns (loss_K, {"ratio", "clip_frac", "approx_kl"} as sums over tokens).
+    exp(ref - logprob) - (ref - logprob) - 1. weights_K are `importance_weights`, of the clipped term alone. Returns (loss_K, {"ratio", "clip_frac", "approx_kl"} as sums over tokens).
 
     >>> policy_loss(torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), torch.tensor([1.0]))[0]  # ratio 2, clipped at 1.2
     tensor([-1.2000])
@@ -120,12 +121,38 @@ def policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip_low=0.2, clip_hig
     clipped_K = (ratio_K > 1 + clip_high) & (advantages_K > 0) | (ratio_K < 1 - clip_low) & (advantages_K < 0)
     if dual_clip is not None:
         loss_K = torch.where(advantages_K < 0, torch.minimum(loss_K, -dual_clip * advantages_K), loss_K)
+    if weights_K is not None:
+        loss_K = loss_K * weights_K
     if kl:
         difference_K = ref_logprobs_K - logprobs_K
         loss_K = loss_K + kl * (difference_K.exp() - difference_K - 1)
     with torch.no_grad():
         statistics = {"ratio": ratio_K.sum(), "clip_frac": clipped_K.sum(), "approx_kl": (ratio_K - 1 - log_ratio_K).sum()}
     return loss_K, statistics
+
+
+def importance_weights(logprobs_K, sampler_logprobs_K, cap):
+    """min(p / q, cap) for tokens that were sampled from q and are trained as if from p: truncated importance sampling.
+
+    Unbiased but for the cap, which bounds the variance that a few tokens with a small q would bring (Ionides 2008; for samplers that differ
+    from the trainer, Yao et al. 2025). Without gradient.
+
+    >>> importance_weights(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.4, 0.1]).log(), cap=2.0)
+    tensor([1.2500, 2.0000])
+    """
+    return (logprobs_K - sampler_logprobs_K).detach().exp().clamp(max=cap)
+
+
+def mismatch(logprobs_K, sampler_logprobs_K):
+    """How far the trainer's log-probabilities are from the sampler's: sums of |difference| and of the k3 estimate of KL(sampler || trainer), and the
+    largest |difference|.
+
+    >>> {name: round(value.item(), 3) for name, value in mismatch(torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.5])).items()}
+    {'mismatch_mean': 0.5, 'mismatch_max': 0.5, 'mismatch_kl': 0.107}
+    """
+    with torch.no_grad():
+        gap_K = logprobs_K - sampler_logprobs_K
+        return {"mismatch_mean": gap_K.abs().sum(), "mismatch_max": gap_K.abs().max(), "mismatch_kl": (gap_K.exp() - gap_K - 1).sum()}
 
 
 def trained_roles(step, stage="stagewise", phase_steps=30, first="executor"):

@@ -36,9 +36,9 @@ import cli
 import tasks
 from cli import log
 from designer import FIXED, structure
-from engines import ChatEngine
+from engines import ChatEngine, open_engine
 from executor import Budget
-from policy import HFEngine, Policy
+from policy import Policy
 from rollout import Rollout, Tree
 from sandbox import Sandbox, SandboxError
 
@@ -74,10 +74,16 @@ class Config:
     """At most so many model calls of one execution."""
     sandbox: Literal["auto", "namespaces", "landlock", "seccomp", "none"] = "auto"
     """Isolation of scripts and tools; auto takes the best that works and refuses to start without one."""
-    engine: Literal["hf", "openai"] = "hf"
-    """What samples: hf, in this process; openai, a server with the OpenAI chat API (vLLM's, llama.cpp's ...) at --url, --model its name there."""
+    engine: Literal["hf", "vllm", "openai"] = "hf"
+    """What samples: hf, transformers in this process; vllm, vLLM in this process; openai, a server with the OpenAI chat API (vLLM's, llama.cpp's ...) at --url, --model its name there."""
     url: str = "http://127.0.0.1:8000/v1"
     """Of the server, for --engine openai. The key is OPENAI_API_KEY."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """What the model computes in; auto is bfloat16 on a GPU, else float32."""
+    max_length: int = 0
+    """At most so many tokens of a prompt and its reply together; 0 is the model's own limit."""
+    gpu_memory: float = 0.8
+    """Share of the GPU's memory that vllm takes."""
     seed: int = 0
     """Of questions and samples."""
     threads: int = 0
@@ -294,8 +300,8 @@ async def run(config: Config) -> list[Result]:
     if config.engine == "openai":
         engine = policy = ChatEngine(config.url, config.model)
     else:
-        policy = Policy(cli.model_path(config.model), "cuda" if torch.cuda.is_available() else "cpu")
-        engine = HFEngine(policy)
+        policy = Policy(cli.model_path(config.model), cli.device(), config.max_length, cli.dtype(config.dtype))
+        engine = open_engine(config.engine, policy, memory=config.gpu_memory)
     async with Sandbox(config.sandbox) as sandbox:
         grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature)
         if config.ask is not None:

@@ -1,4 +1,4 @@
-"""The one shared model: sampling with recorded log-probabilities, log-probabilities for training, loading and saving.
+"""The one shared model: loading, saving, and sampling with recorded log-probabilities.
 
 Both roles, designer and executor, are this model. An engine samples from it: token ids in, token ids and their
 log-probabilities out, and nothing that is trained on is ever re-tokenised from text.
@@ -8,18 +8,26 @@ is scored. (Trap avoided: greedy executor calls with a repetition penalty, score
 A sample depends on its prompt and its seed, not (but for rounding) on its batch: one uniform number per token, drawn from the sample's own
 generator, goes through the inverse of the cumulative distribution.
 
-Shapes: B rows, T positions, V vocabulary, K completion tokens of a micro-batch, all rows one after another.
-Test: `pytest tests/test_policy.py`. Read next: designer.py.
+Precision: the weights that are trained are fp32; with dtype bfloat16 the forward pass computes in bf16 (autocast), and the engine samples from
+a bf16 copy that `sync` renews after every update.
+
+Shapes: B rows, T positions, V vocabulary.
+Test: `pytest tests/test_policy.py`. Read next: scorer.py.
 """
 import asyncio
+import copy
 import hashlib
+import os
 import pathlib
 import time
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import log_softmax, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from tasks import BadInput
 
@@ -41,19 +49,6 @@ class Completion:
     truncated: bool = False  # stopped by max_tokens or the context, not by its own end token
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One completion to learn from, with the log-probabilities of the sampler and the advantage of its trajectory."""
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    old_logprobs: tuple[float, ...]
-    advantage: float
-    role: str  # "designer" or "executor"
-
-    def __len__(self):
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-
 def seed_of(*parts) -> int:
     """A seed hashed from whatever names a sample: (run seed, step, question, m, n, call).
 
@@ -63,24 +58,36 @@ def seed_of(*parts) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
+def _load(loader, file: pathlib.Path, path: str, **options):
+    return loader.from_pretrained(str(file.parent), gguf_file=file.name, **options) if file.suffix == ".gguf" else loader.from_pretrained(path, **options)
+
+
 class Policy:
     """A causal language model of the Hugging Face kind with its tokenizer and chat template, on one device."""
 
-    def __init__(self, path: str, device: str = "cpu", max_length: int | None = None):
-        """Load from a folder or the Hub, in fp32 (the master weights). Raises BadInput if that can't be."""
+    def __init__(self, path: str, device: str = "cpu", max_length: int = 0, dtype: torch.dtype = torch.float32,
+                 place: str | None = None):
+        """Load from a folder, the Hub, or a .gguf file, in fp32 (in fp64 for dtype float64). dtype: what the forward pass computes in. max_length: of prompt and
+        completion together, in tokens (0: the model's own limit). place: where the weights are put, if not on `device`. Raises BadInput if that can't be."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
         logging.disable_progress_bar()
-        if not pathlib.Path(path).is_dir() and (path.startswith((".", "/")) or path.count("/") != 1):
-            raise BadInput(f"--model {path}: no such folder, and not a Hub id (OWNER/NAME)")
+        file = pathlib.Path(path)
+        if not file.is_dir() and not (file.suffix == ".gguf" and file.is_file()) and (path.startswith((".", "/")) or path.count("/") != 1):
+            raise BadInput(f"--model {path}: no such folder or .gguf file, and not a Hub id (OWNER/NAME)")
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
+            self.tokenizer, self.model = _load(AutoTokenizer, file, path), _load(
+                AutoModelForCausalLM, file, path, dtype=torch.promote_types(dtype, torch.float32), attn_implementation="grouped")
         except Exception as error:  # the boundary to the loaders: they raise what they like on a bad folder
             raise BadInput(f"--model {path}: cannot be loaded ({' '.join(str(error).split())[:160]})") from error
+        if file.suffix == ".gguf":  # it was read as numbers: what it was quantised with does not belong to this model
+            del self.model.config.quantization_config
+            weights, self.model = self.model.state_dict(), type(self.model)(self.model.config)
+            self.model.load_state_dict(weights)
+        self.model.to(place or device).eval()
         if not self.tokenizer.chat_template:
             raise BadInput(f"--model {path}: its tokenizer has no chat template; use an instruct model, or add a template")
-        self.device = torch.device(device)
+        self.path, self.device, self.dtype = path, torch.device(device), dtype
         limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         self.max_length = min(limit, max_length or limit)
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
@@ -95,8 +102,13 @@ class Policy:
     def text(self, ids) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def save(self, folder: pathlib.Path) -> None:
-        self.model.save_pretrained(folder)
+    def autocast(self):
+        """The context in which a forward pass of the fp32 weights computes in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16)
+
+    def save(self, folder: pathlib.Path, weights: dict | None = None) -> None:
+        """Write a Hugging Face folder. weights: whole tensors by name, where the model holds only its rank's part of them."""
+        self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -115,12 +127,14 @@ class HFEngine:
 
     So rounds are the same in every run, whatever the timing of scripts and tools. `live` counts the coroutines that could
     still ask: it starts with one, the caller; `gather` turns one into several. Whose sample is complete goes on at once, its
-    script starts and its tools run, while the batch decodes the longer ones. The weights are the trainer's own: an update
-    needs no sync.
+    script starts and its tools run, while the batch decodes the longer ones. In fp32 the weights are the trainer's own; in bf16, or when
+    the trainer holds only a part of them (`own`), they are a copy.
     """
 
-    def __init__(self, policy: Policy, max_batch: int = 256):
+    def __init__(self, policy: Policy, max_batch: int = 256, own: bool = False):
         self.policy, self.max_batch = policy, max_batch
+        own = own or policy.dtype == torch.bfloat16
+        self.model = copy.deepcopy(policy.model).to(policy.device, policy.dtype).requires_grad_(False) if own else policy.model
         self.live, self.waiting, self.running = 1, [], None
         self.tokens, self.seconds, self.cpu_seconds = 0, 0.0, 0.0  # sampled, spent sampling; of that, this thread's CPU time
 
@@ -161,8 +175,19 @@ class HFEngine:
             self.waiting = [item for item in self.waiting if item[1] is not future]
             raise
 
-    def sync(self):
-        """Push the trainer's weights to the engine. Here they are the same tensors."""
+    async def pause(self):
+        """The update begins: an engine that can give its memory to the trainer does so."""
+
+    @torch.no_grad()
+    def sync(self, weights):
+        """The update is over: take the trainer's weights, an iterable of (name, tensor). Where they are the same tensors it is not read."""
+        if self.model is not self.policy.model:
+            own = self.model.state_dict()
+            for name, tensor in weights:
+                own[name].copy_(tensor)
+
+    def close(self):
+        """Nothing to shut down."""
 
     def _run_if_all_wait(self):
         if self.waiting and len(self.waiting) >= self.live and self.running is None:
@@ -182,7 +207,7 @@ class HFEngine:
         while finished is not None:
             started, cpu = time.monotonic(), time.thread_time()
             try:
-                steps = steps or decode(self.policy, [request for request, _ in batch])
+                steps = steps or decode(self.policy, [request for request, _ in batch], self.model)
                 finished = next(steps, None)
             except Exception as error:  # the boundary to torch: whoever waits gets the error, and nobody waits for ever
                 failure = EngineError(str(error)[:300]) if isinstance(error, RuntimeError) else error  # out of memory, device lost
@@ -198,17 +223,53 @@ class HFEngine:
             await asyncio.sleep(0)
 
 
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer, in a buffer with room for more: a token is written to its place, where transformers would copy all that came before.
+    `keys` and `values` are views of the part in use, (B, heads, T, head_dim)."""
+    ROOM = 64  # positions
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        old = self.get_seq_length() if self.is_initialized else 0
+        new = old + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if old == 0 or self.keys._base is None or self.keys._base.shape[-2] < new:
+            B, heads, _, D = key_states.shape
+            for name in ("keys", "values"):
+                buffer = key_states.new_empty(B, heads, new + self.ROOM, D)
+                if old:
+                    buffer[:, :, :old] = getattr(self, name)
+                setattr(self, name, buffer[:, :, :old])
+        for name, states in (("keys", key_states), ("values", value_states)):
+            buffer = getattr(self, name)._base
+            buffer[:, :, old:new] = states
+            setattr(self, name, buffer[:, :, :new])
+        return self.keys, self.values
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling=None, **options):
+    """Attention of one new token: the query heads that share a key-value head are rows of one product, where transformers would copy keys and values for
+    each of them. Anything else goes the usual way."""
+    B, heads, T, D = query.shape
+    if T > 1 or torch.is_grad_enabled():
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    out = scaled_dot_product_attention(query.reshape(B, key.shape[1], -1, D), key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(B, 1, heads, D), None
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", sdpa_mask)
+
+
 @torch.no_grad()
-def decode(policy: Policy, requests: list[Request]):
+def decode(policy: Policy, requests: list[Request], model=None):
     """Decode a batch: one prefill per distinct prompt, then a token per row and step; finished rows leave the batch.
 
     Yields after every step what it finished: [(which request, Completion)].
     """
-    model, device = policy.model, policy.device
+    model, device = model or policy.model, policy.device
     prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
-    ids_B_T, mask_B_T = pad_left(prompts, policy.pad_id, device)
-    out = model(input_ids=ids_B_T, attention_mask=mask_B_T, position_ids=(mask_B_T.cumsum(-1) - 1).clamp(min=0),
-                use_cache=True, logits_to_keep=1)
+    out, mask_B_T = prefill(model, prompts, policy.pad_id, device)
     rows = torch.tensor([prompts.index(request.prompt_ids) for request in requests], device=device)
     cache, mask_B_T, logits_B_V = out.past_key_values, mask_B_T[rows], out.logits[rows, -1]
     cache.batch_select_indices(rows)
@@ -243,11 +304,28 @@ def decode(policy: Policy, requests: list[Request]):
 def pick(logits_B_V, temperature_B, uniform_B):
     """One token per row by inverse CDF (temperature 0: the most likely), and its log-probability under what was sampled."""
     greedy_B = temperature_B == 0
-    logprobs_B_V = log_softmax(logits_B_V.float() / torch.where(greedy_B, 1.0, temperature_B)[:, None], -1)
+    logprobs_B_V = log_softmax(logits_B_V.to(torch.promote_types(logits_B_V.dtype, torch.float32)) / torch.where(greedy_B, 1.0, temperature_B)[:, None], -1)
     cdf_B_V = logprobs_B_V.double().exp().cumsum(-1)
     sampled_B = (cdf_B_V <= uniform_B[:, None] * cdf_B_V[:, -1:]).sum(-1).clamp(max=logits_B_V.shape[-1] - 1)
     token_B = torch.where(greedy_B, logprobs_B_V.argmax(-1), sampled_B)
     return token_B, logprobs_B_V.gather(-1, token_B[:, None])[:, 0]
+
+
+def prefill(model, prompts, pad_id, device):
+    """The model's output at the end of each prompt, with its cache, and the mask (B, T). What all prompts begin with (the blocks' documentation, in
+    those of a designer) is computed once."""
+    shared = len(os.path.commonprefix(prompts)) if len(prompts) > 1 else 0
+    shared = min(shared, min(map(len, prompts)) - 1)
+    shared = shared if shared >= 64 else 0
+    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    if shared:
+        model(input_ids=torch.tensor([prompts[0][:shared]], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
+    ids_B_T, mask_B_T = pad_left([prompt[shared:] for prompt in prompts], pad_id, device)
+    position_B_T = (mask_B_T.cumsum(-1) - 1).clamp(min=0) + shared
+    mask_B_T = torch.cat([mask_B_T.new_ones(len(prompts), shared), mask_B_T], 1)
+    return model(input_ids=ids_B_T, attention_mask=mask_B_T, position_ids=position_B_T, past_key_values=cache, use_cache=True,
+                 logits_to_keep=1), mask_B_T
 
 
 def pad_left(prompts, pad_id, device):
@@ -256,116 +334,3 @@ def pad_left(prompts, pad_id, device):
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     return ids, mask
-
-
-# ------------------------------------------------------------------------------------------------------------- training
-
-class Scorer(torch.nn.Module):
-    """Log-probabilities of completions under the model, with gradient: what DDP wraps.
-
-    The head runs on completion positions only and in chunks that are recomputed in the backward pass: the logits of
-    a 150k vocabulary times 8k tokens never exist at once.
-    """
-
-    def __init__(self, model, chunk: int = 2048):
-        super().__init__()
-        self.model, self.chunk = model, chunk
-
-    def forward(self, batch: "Batch"):
-        """-> logprobs_K, entropy_K (without gradient): the K completion tokens of all rows, in order."""
-        hidden_B_T_H = self.model.base_model(input_ids=batch.ids_B_T, attention_mask=batch.attention(self.model.dtype),
-                                             position_ids=batch.position_B_T).last_hidden_state
-        hidden_K_H = hidden_B_T_H.flatten(0, 1)[batch.source_K]
-        parts = [checkpoint(self._head, hidden, targets, use_reentrant=False)
-                 for hidden, targets in zip(hidden_K_H.split(self.chunk), batch.target_K.split(self.chunk))]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-    def _head(self, hidden_K_H, targets_K):
-        logits_K_V = self.model.get_output_embeddings()(hidden_K_H)
-        logprobs_K_V = log_softmax(logits_K_V, -1, dtype=torch.promote_types(logits_K_V.dtype, torch.float32))  # fp32 at least
-        with torch.no_grad():
-            entropy_K = -(logprobs_K_V.exp() * logprobs_K_V).sum(-1)
-        return logprobs_K_V.gather(-1, targets_K[:, None])[:, 0], entropy_K
-
-
-@dataclass(frozen=True)
-class Row:
-    """Samples with the same prompt: one row of a batch, the prompt once, then every completion."""
-    samples: tuple[Sample, ...]
-
-    def __len__(self):
-        return len(self.samples[0].prompt_ids) + sum(len(sample.completion_ids) for sample in self.samples)
-
-
-def share_prompts(samples: list[Sample], limit: int = 256) -> list[Row]:
-    """Rows of at most `limit` tokens (one sample may be longer). The M designs of a question and the votes of an ensemble have
-    the same prompt, which is then computed once.
-
-    >>> [len(row.samples) for row in share_prompts([Sample((1, 2), (3,), (0.,), 1., "designer")] * 3, limit=4)]
-    [2, 1]
-    """
-    rows = {}
-    for sample in samples:
-        parts = rows.setdefault(sample.prompt_ids, [[]])
-        if parts[-1] and len(Row(tuple(parts[-1]))) + len(sample.completion_ids) > limit:
-            parts.append([])
-        parts[-1].append(sample)
-    return [Row(tuple(part)) for parts in rows.values() for part in parts]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows as tensors. segment_B_T: 0 in the prompt, k in the k-th completion of the row, -1 in padding. The token
-    target_K[k] is predicted at the flat position source_K[k]. Which tokens are trained comes from what was sampled: the end token
-    is, padding never, even where both are the same id."""
-    ids_B_T: torch.Tensor
-    position_B_T: torch.Tensor
-    segment_B_T: torch.Tensor
-    source_K: torch.Tensor
-    target_K: torch.Tensor
-
-    def attention(self, dtype):
-        """The mask: causal, and a completion sees the prompt and itself, not its neighbours. Rows of one sample need no more
-        than the usual (B, T) mask; shared ones get (B, 1, T, T), 0 where attention may look and a large negative elsewhere."""
-        if self.segment_B_T.max() <= 1:
-            return (self.segment_B_T >= 0).long()
-        T, key, query = self.segment_B_T.shape[1], self.segment_B_T[:, None, None, :], self.segment_B_T[:, None, :, None]
-        seen = ((key == 0) | (key == query)) & torch.ones(T, T, dtype=torch.bool, device=key.device).tril()
-        return torch.zeros(seen.shape, dtype=dtype, device=key.device).masked_fill(~seen, torch.finfo(dtype).min)
-
-
-def collate(rows: list[Row], pad_id: int, device="cpu", extra: int = 0) -> Batch:
-    """Right-padded tensors of `rows`. `extra` pads more (for a test)."""
-    width = max(map(len, rows)) + extra
-    ids, positions, segments, sources, targets = [], [], [], [], []
-    for b, row in enumerate(rows):
-        prompt = row.samples[0].prompt_ids
-        line, places, parts = list(prompt), list(range(len(prompt))), [0] * len(prompt)
-        for number, sample in enumerate(row.samples, 1):
-            start, count = b * width + len(line), len(sample.completion_ids)
-            sources += [b * width + len(prompt) - 1, *range(start, start + count - 1)]  # the first token follows the prompt
-            targets += range(start, start + count)
-            line += sample.completion_ids
-            places += range(len(prompt), len(prompt) + count)
-            parts += [number] * count
-        rest = width - len(line)
-        ids.append(line + [pad_id] * rest)
-        positions.append(places + [0] * rest)
-        segments.append(parts + [-1] * rest)
-    flat = [torch.tensor(part, device=device) for part in (ids, positions, segments, sources)]
-    return Batch(*flat, flat[0].flatten()[torch.tensor(targets, device=device)])
-
-
-def micro_batches(samples: list, budget: int) -> list[list]:
-    """Split samples (or rows) into micro-batches of at most `budget` padded tokens each, alike in length, so that little is padding.
-
-    >>> [len(batch) for batch in micro_batches(["aaaa", "bb", "cc", "d"], budget=4)]
-    [1, 2, 1]
-    """
-    batches = []
-    for sample in sorted(samples, key=len, reverse=True):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0]) <= budget:
-            batches[-1].append(sample)
-        else:
-            batches.append([sample])
-    return batches

@@ -14,8 +14,9 @@ import torch
 import programs
 from designer import Design, design
 from executor import Budget, Execution, Executor
-from policy import EngineError, Sample, seed_of
+from policy import EngineError, seed_of
 from sandbox import SandboxError
+from scorer import Sample
 from tasks import Question, grade
 
 

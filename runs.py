@@ -16,7 +16,7 @@ import pathlib
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import torch
 from safetensors import SafetensorError
@@ -28,16 +28,17 @@ from tasks import BadInput
 
 # ------------------------------------------------------------------------------------------------------------- the folder
 
-def resolve(config_class, argv, description: str):
-    """The flags; a resumed run starts from those that it was started with. Raises BadInput."""
+def resolve(config_class, argv, description: str, presets: dict):
+    """The flags: those that are given, else the preset's; a resumed run starts from those that it was started with. Raises BadInput."""
     config = flags(config_class, argv, description)
     if not config.resume:
-        return config
+        config = flags(config_class, argv, description, default=presets[config.preset])
+        return config if config.out else replace(config, out=f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
     if config.out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     saved = read_config(pathlib.Path(config.out), config_class)
     config = flags(config_class, argv, description, default=saved)
-    free = {"steps", "eval_every", "save_every", "threads", "tracker", "out", "resume", "data_dir"}
+    free = {"steps", "eval_every", "eval_fixed", "save_every", "threads", "tracker", "out", "resume", "data_dir", "batch_tokens", "checkpointing", "gpu_memory"}
     changed = [field.name for field in fields(config_class)
                if field.name not in free and getattr(config, field.name) != getattr(saved, field.name)]
     if changed:
@@ -47,7 +48,7 @@ def resolve(config_class, argv, description: str):
 
 def open_folder(config, rank: int) -> pathlib.Path:
     """The run's folder; a new run never writes over an old one."""
-    out = pathlib.Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+    out = pathlib.Path(config.out)
     if rank == 0 and not config.resume and (out / "metrics.jsonl").exists():
         raise BadInput(f"--out {out}: holds a run already; add --resume to go on with it, or name another folder")
     if rank == 0:
@@ -60,9 +61,10 @@ def report(out: pathlib.Path) -> None:
     """The last lines of a run: held-out accuracy before and after, and what each role became."""
     rows = [json.loads(line) for line in _whole_lines(out / "metrics.jsonl")]
     first, last = rows[0], rows[-1]
-    if "eval_fixed" not in last:
+    if "eval_accuracy" not in last:
         return
-    log.info("held-out accuracy by fixed design: " + ", ".join(f"{name} {score:.2f}" for name, score in last["eval_fixed"].items()))
+    if "eval_fixed" in last:
+        log.info("held-out accuracy by fixed design: " + ", ".join(f"{name} {score:.2f}" for name, score in last["eval_fixed"].items()))
     for family, part in last["eval_families"].items():
         log.info(f"designs for {family}: " + ", ".join(f"{kind} {count}" for kind, count in part["designs"].items()) + f"; accuracy {part['accuracy']:.2f}")
     log.info(f"held-out accuracy before {first.get('eval_before', first['eval_accuracy']):.3f}, after {last['eval_accuracy']:.3f}   ({out})")
@@ -70,15 +72,14 @@ def report(out: pathlib.Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 
-def save(out: pathlib.Path, learner, step: int) -> None:
-    """Write `out`/checkpoint: `step` updates are done. `learner` is train.Learner. Raises BadInput (disk full) and then leaves the old one in place."""
+def save(out: pathlib.Path, learner, step: int, state: dict) -> None:
+    """Write `out`/checkpoint: `step` updates are done. `learner` is learner.Learner, `state` its state(). Raises BadInput (disk full) and then leaves the old one in place."""
     new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
-        learner.policy.save(new)
-        state = {"optimizer": learner.optimizer.state_dict(), "rng": torch.get_rng_state(), "step": step, "config": asdict(learner.config),
-                 "phase": learner.phase and learner.phase.state_dict()}
-        torch.save(state, new / "trainer.pt")
+        learner.policy.save(new, state["weights"])
+        torch.save({"optimizer": state["optimizer"], "phase": state["phase"], "rng": torch.get_rng_state(), "step": step,
+                    "config": asdict(learner.config)}, new / "trainer.pt")
     except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
         shutil.rmtree(new, ignore_errors=True)
         raise BadInput(f"{out}: the checkpoint of step {step} could not be written ({str(error)[:120]})") from error
@@ -122,10 +123,8 @@ def read(folder: pathlib.Path) -> dict:
 
 
 def restore(state: dict, learner) -> int:
-    """Load all but the weights (they are the checkpoint's model) into train.Learner; returns the number of steps done."""
-    learner.optimizer.load_state_dict(state["optimizer"])
-    if learner.phase is not None:
-        learner.phase.load_state_dict(state["phase"])
+    """Load all but the weights (they are the checkpoint's model) into learner.Learner; returns the number of steps done."""
+    learner.restore(state)
     torch.set_rng_state(state["rng"])
     return state["step"]
 

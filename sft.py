@@ -2,12 +2,12 @@
 
     python sft.py                                              builds tiny/ from nothing: tokenizer, weights, cold start
     python sft.py --model M --data FILE.jsonl --out DIR        fine-tunes M on collected samples
+    python sft.py --model M --scripted --tasks T --out DIR     fine-tunes M on the scripted teacher's samples
+    python sft.py --model M.gguf --out DIR                     writes M as a Hugging Face folder
     python sft.py --collect --tasks T --teacher M --out F      collects samples from a teacher, keeps what ended right
 
 The tiny model (about 1M parameters) sees designs and replies of deliberately mixed quality, made by a scripted teacher that
-errs: it can write every kind of design and play every agent, but badly. Reinforcement learning has room.
-The scripted teacher speaks through the real blocks of mas.py and the real messages of designer.py and executor.py, so the
-cold start can't drift from what the rollout shows. All its questions are from the training side of the split.
+errs (teacher.py): it can write every kind of design and play every agent, but badly. Reinforcement learning has room.
 
 Equation: minimise -mean log p(completion token | prompt, earlier tokens), over completion tokens only.
 Test: `pytest tests/test_sft.py`. Read next: train.py.
@@ -17,140 +17,24 @@ import json
 import math
 import pathlib
 import random
-import re
 import shutil
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
 import cli
 import designer
-import mas
 import tasks
 from cli import log
-from engines import ChatEngine
-from executor import Budget, agent_messages, tool_call, tool_messages
-from policy import HFEngine, Policy, Row, Sample, Scorer, collate
+from engines import ChatEngine, open_engine
+from executor import Budget
+from policy import Policy
 from rollout import Rollout
 from sandbox import Sandbox, SandboxError
-
-# ------------------------------------------------------------------------------- the scripted teacher of the tiny world
-
-# How likely the teacher picks a design for a question: it leans towards the right kind, weakly, as a real teacher would.
-DESIGNS = {
-    "compute": {"coder": 3.0, "coders": 2.0, "single": 1.0, "vote": 1.0, "relay": 1.0, "reflect": 1.0, "debate": 1.0},
-    "recall": {"vote": 2.0, "single": 1.0, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0, "relay": 1.0},
-    "relay": {"relay": 5.0, "single": 1.0, "vote": 1.0, "reflect": 1.0, "debate": 1.0, "coder": 1.0, "coders": 1.0},
-}
-# How often it plays each design's agents, where that teaches something (vote and coders ask the agents of single and coder).
-PLAYED = {
-    "compute": {"coder": 5.0, "single": 1.0, "reflect": 1.0, "debate": 1.0, "relay": 0.5},
-    "recall": {"single": 3.0, "reflect": 1.5, "debate": 1.5, "relay": 0.2},
-    "relay": {"relay": 6.0, "single": 0.7, "reflect": 0.7, "debate": 0.7},
-}
-RIGHT = 0.8  # how often the teacher gets one small thing right (a fact, a name, an expression)
-
-
-def _two_words(rng, text, known):
-    """The two words of `text` that are in `known`, each sometimes mistaken for another."""
-    words = [word for word in re.findall(r"\w+", text) if word in known][:2]
-    return [word if rng.random() < RIGHT else rng.choice(list(known)) for word in words]
-
-
-def _codes(rng, words):
-    return "".join(str(tasks.CODES[word] if rng.random() < RIGHT else rng.choice(list(tasks.CODES.values()))) for word in words)
-
-
-def _guess(rng, question):
-    """An answer without a tool: recalls codes (with errors); products and second-hand facts are beyond it."""
-    if question.family == "compute":
-        return str(rng.randint(200, 9999))
-    if question.family == "recall":
-        return _codes(rng, [word for word in re.findall(r"\w+", question.prompt) if word in tasks.CODES])
-    return _codes(rng, rng.sample(tasks.THINGS, 2))
-
-
-def _expression(rng, question):
-    expression = re.search(r"is (.*)\?", question.prompt)[1]
-    if rng.random() < RIGHT:
-        return expression
-    digits = [i for i, char in enumerate(expression) if char.isdigit()]
-    at = rng.choice(digits)
-    return expression[:at] + str(rng.randint(1, 9)) + expression[at + 1:]
-
-
-def teach(rng, question, ask, messages) -> str:
-    """What the scripted teacher says as the agent `ask` at this point of its conversation."""
-    text, instructions = ask["text"], ask["instructions"]
-    if "python" in ask["tools"]:
-        if len(messages) == 2:
-            return f"```python\nprint({_expression(rng, question)})\n```"
-        return f"\\boxed{{{re.search(r'Output: (.*)', messages[-1]['content'])[1]}}}"
-    if instructions.startswith("Check"):
-        right = tasks.grade_math(question.answer, text) > 0
-        return "APPROVED" if rng.random() < (RIGHT if right else 1 - RIGHT) else "It is wrong."
-    if instructions.startswith("Name"):  # the finder of a relay
-        if question.family == "relay":
-            return " and ".join(tasks.KEEPS[name] for name in _two_words(rng, text, tasks.KEEPS))
-        return _guess(rng, question)
-    if instructions.startswith("Give"):  # the reader of a relay: sees only what the finder named
-        words = _two_words(rng, text, tasks.CODES)
-        return f"\\boxed{{{_codes(rng, words) if len(words) == 2 else rng.randint(1000, 9999)}}}"
-    return f"\\boxed{{{_guess(rng, question)}}}"
-
-
-class _Submitted(Exception):
-    pass
-
-
-def play(rng, question, script, record) -> None:
-    """Run one of our own hand-written designs in this process, the teacher speaking; `record(messages, text)` every call."""
-    def request(message):
-        if message["op"] == "submit":
-            raise _Submitted
-        replies = []
-        for ask in message["asks"]:
-            messages = agent_messages(ask["instructions"], ask["tools"], ask["text"])
-            text = teach(rng, question, ask, messages)
-            record(messages, text)
-            if call := tool_call(text, ["python"]):
-                messages = messages + tool_messages(text, str(eval(call[1][6:-1], {})), last=False)  # our own expression
-                text = teach(rng, question, ask, messages)
-                record(messages, text)
-            replies.append({"id": 0, "text": text, "answer": tasks.final_answer(text)})
-        return {"replies": replies}
-
-    real, mas._request = mas._request, request
-    try:
-        exec(script, {name: getattr(mas, name) for name in mas.__all__} | {"question": question.prompt})
-    except _Submitted:
-        pass
-    finally:
-        mas._request = real
-
-
-def _draw(rng, weights):
-    return designer.FIXED[rng.choices(list(weights), list(weights.values()))[0]]
-
-
-def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
-    """At least `count` samples (role, messages, completion) of mixed quality, from training questions only."""
-    rng, found = random.Random(f"cold start {seed}"), []
-    questions = iter(())
-    while len(found) < count:
-        question = next(questions, None)
-        if question is None:
-            questions = iter(tasks.arithmetic("train", rng.randint(0, 1 << 30), 600, tuple(tasks.FAMILIES)))
-            continue
-        found.append(("designer", designer.messages(question), _draw(rng, DESIGNS[question.family])))
-        seen = set()
-        play(rng, question, _draw(rng, PLAYED[question.family]), lambda messages, text: seen.add(
-            ("executor", tuple((m["role"], m["content"]) for m in messages), text)))
-        for role, messages, text in sorted(seen)[:3]:
-            found.append((role, [{"role": r, "content": c} for r, c in messages], text))
-    return found[:count]
-
+from scorer import Row, Sample, Scorer, collate, micro_batches, share_prefixes
+from teacher import cold_start
 
 # ------------------------------------------------------------------------------------------------ the tiny model itself
 
@@ -183,10 +67,17 @@ def tiny_model(tokenizer):
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
-def fine_tune(policy, samples: list[Sample], steps: int, batch: int, lr: float, seed: int, decay: float = 0.1):
+def packed(policy, samples: list[Sample], budget: int) -> list[list[Row]]:
+    """The micro-batches of an update: one, a row per sample, if that fits; else rows that share beginnings, in parts of at most `budget` tokens."""
+    if len(samples) * max(map(len, samples)) <= budget:
+        return [[Row.of([sample]) for sample in samples]]
+    return micro_batches(share_prefixes(samples, budget, policy.model.config.hidden_size), budget)
+
+
+def fine_tune(policy, samples: list[Sample], steps: int, batch: int, lr: float, seed: int, decay: float = 0.1, budget: int = 8192):
     """AdamW with a linear decay to `decay` x lr; the mean log-probability of completion tokens. Returns the losses."""
     order, losses = random.Random(f"fine-tune {seed}"), []
-    scorer = Scorer(policy.model)
+    scorer = Scorer(policy)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=lr, weight_decay=0.01)
     policy.model.train()
     bar = tqdm(range(steps), desc="fine-tune", mininterval=2)
@@ -198,14 +89,17 @@ def fine_tune(policy, samples: list[Sample], steps: int, batch: int, lr: float, 
             batches = [drawn[i * batch:(i + 1) * batch] for i in range(8)]
             order.shuffle(batches)
         chosen = batches[step % 8]
-        logprobs_K, _ = scorer(collate([Row((sample,)) for sample in chosen], policy.pad_id, policy.device))
-        loss = -logprobs_K.mean()
-        loss.backward()
+        tokens, loss = sum(len(sample.completion_ids) for sample in chosen), 0.0
+        for rows in packed(policy, chosen, budget):
+            logprobs_K, _ = scorer(collate(rows, policy.pad_id, policy.device))
+            part = -logprobs_K.sum() / tokens
+            part.backward()
+            loss += part.item()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        losses.append(loss)
+        bar.set_postfix(loss=f"{loss:.3f}")
     policy.model.eval()
     return losses
 
@@ -218,6 +112,8 @@ class Config:
     """The model to fine-tune; without --model and --data the tiny model is built from nothing."""
     data: str | None = None
     """A JSONL file of samples, as --collect writes it."""
+    scripted: bool = False
+    """Fine-tune --model on samples of the scripted teacher, on --tasks: arithmetic, or sets whose questions state an expression."""
     out: str = "tiny"
     """Folder of the model, or file of the collected samples."""
     collect: bool = False
@@ -227,7 +123,7 @@ class Config:
     teacher_model: str = "default"
     """The model's name on that server."""
     tasks: str = "arithmetic"
-    """Sets to collect on: their training questions."""
+    """Sets to collect on, or to script samples of: their training questions."""
     questions: int = 100
     """Questions to collect on."""
     designs: int = 4
@@ -237,9 +133,11 @@ class Config:
     data_dir: str | None = None
     """Folder with local files of the benchmarks."""
     samples: int = 80_000
-    """Samples of the tiny model's cold start."""
+    """Samples of the scripted teacher."""
     steps: int = 2200
     """Updates."""
+    batch_tokens: int = 8192
+    """An update of more tokens is divided into parts, in which samples share beginnings."""
     batch: int = 64
     """Samples of an update."""
     lr: float = 2e-3
@@ -254,6 +152,10 @@ class Config:
     """Of everything that is drawn."""
     threads: int = 2
     """CPU threads of torch; another number rounds differently."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """What the model computes in; auto is bfloat16 on a GPU, else float32."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """What samples, when collecting from a model in this process."""
 
 
 def encode(policy: Policy, rows, max_length: int) -> list[Sample]:
@@ -297,29 +199,40 @@ def build_tiny(config: Config, folder: pathlib.Path) -> tuple[Policy, list[Sampl
 def train(config: Config) -> None:
     """Fine-tune, or build the tiny model, and write the folder whole or not at all."""
     out = pathlib.Path(config.out)
-    folder, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
-    if out.exists() and not (out / "config.json").is_file():
-        raise tasks.BadInput(f"--out {out}: exists and is not a model's folder; nothing was touched")
+    folder = check_free(out)
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(config.seed)
-    if config.data is None:
+    if config.model is None and config.data is None:
         policy, samples = build_tiny(config, folder)
     else:
-        rows = read_samples(pathlib.Path(config.data))
-        policy = Policy(cli.model_path(config.model or "tiny"), "cuda" if torch.cuda.is_available() else "cpu")
+        rows = cold_start(config.samples, config.seed, config.tasks) if config.scripted else read_samples(pathlib.Path(config.data))
+        policy = Policy(cli.model_path(config.model or "tiny"), cli.device(), dtype=cli.dtype(config.dtype))
         samples = encode(policy, rows, config.max_length)
     if not samples:
         raise tasks.BadInput(f"--data {config.data}: no sample is left")
-    losses = fine_tune(policy, samples, config.steps, config.batch, config.lr, config.seed)
+    losses = fine_tune(policy, samples, config.steps, config.batch, config.lr, config.seed, budget=config.batch_tokens)
     if not math.isfinite(losses[-1]):
         raise tasks.BadInput(f"--lr {config.lr}: the loss is not finite; nothing was written")
+    write(policy, out, f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {config.steps} steps on {len(samples)} samples")
+
+
+def write(policy: Policy, out: pathlib.Path, what: str) -> None:
+    """Write a model's folder, whole or not at all, over an older one."""
+    folder, old = check_free(out), out.with_name(out.name + ".old")
     folder.mkdir(parents=True, exist_ok=True)
     policy.save(folder)
     if out.exists():
         out.rename(old)
     folder.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-    log.info(f"{out}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {config.steps} steps on {len(samples)} samples")
+    log.info(f"{out}: {what}")
+
+
+def check_free(out: pathlib.Path) -> pathlib.Path:
+    """The folder beside `out` that is written first. Raises BadInput if `out` is something else than a model's folder."""
+    if out.exists() and not (out / "config.json").is_file():
+        raise tasks.BadInput(f"--out {out}: exists and is not a model's folder; nothing was touched")
+    return out.with_name(out.name + ".new")
 
 
 def kept_samples(config: Config, tree) -> list[dict]:
@@ -350,8 +263,8 @@ async def collect(config: Config, out: pathlib.Path) -> int:
     if config.teacher.startswith(("http://", "https://")):
         engine = policy = ChatEngine(config.teacher, config.teacher_model)
     else:
-        policy = Policy(cli.model_path(config.teacher), "cuda" if torch.cuda.is_available() else "cpu")
-        engine = HFEngine(policy)
+        policy = Policy(cli.model_path(config.teacher), cli.device(), dtype=cli.dtype(config.dtype))
+        engine = open_engine(config.engine, policy, memory=0.8)
     count, todo = len(rows), [question for question in questions if question.id not in done]
     async with Sandbox() as sandbox:
         grow = Rollout(engine, policy, sandbox, Budget(reply_tokens=config.reply_tokens), config.design_tokens)
@@ -375,11 +288,13 @@ def main(argv) -> None:
             raise tasks.BadInput(f"--{flag.replace('_', '-')} {getattr(config, flag)}: must be at least 1")
     if not 0 < config.lr < math.inf:
         raise tasks.BadInput(f"--lr {config.lr}: must be a positive number")
-    if config.data and config.out == "tiny":
-        raise tasks.BadInput("--data needs --out, a folder of its own")
-    if config.model and not config.data:
-        raise tasks.BadInput("--model without --data: give the samples to fine-tune on")
+    if (config.data or config.model) and config.out == "tiny":
+        raise tasks.BadInput("--model and --data need --out, a folder of its own")
+    if config.scripted and not config.model:
+        raise tasks.BadInput("--scripted needs --model, which it fine-tunes")
     torch.set_num_threads(config.threads)
+    if config.model and not (config.data or config.scripted or config.collect):
+        return write(Policy(cli.model_path(config.model)), pathlib.Path(config.out), "written as it is")
     if not config.collect:
         return train(config)
     if config.out == "tiny":

@@ -1,39 +1,38 @@
 """MetaAgent-X: train one model as the designer and the executor of multi-agent systems, from the outcome alone.
 
-    python train.py                                   the tiny model, minutes on two CPU cores
-    torchrun --nproc_per_node 8 train.py ...          the same on every GPU of a machine
+    python train.py                                           the tiny model, minutes on two CPU cores
+    torchrun --nproc_per_node 8 train.py --preset paper       Qwen3-8B as in the paper, on every GPU of a machine
+    python train.py --preset paper --dry-run                  what that needs, without starting
 
 One step, in `train`:
     roles   = trained_roles(step)                     whose stage it is                                     credit.py
     trees   = await grow(questions, M, N)             Q x M designs x N executions, all concurrent          rollout.py
     A_D, A_E = designer_advantages(R), executor_advantages(R)                                               credit.py
     batch   = samples(trees, A_D, A_E, roles)         token ids, log-probabilities, advantages              rollout.py
-    update(batch)                                     one clipped policy-gradient step of the shared model  credit.py
-    engine.sync()                                     the new weights sample the next step                  policy.py
+    update(batch)                                     one clipped policy-gradient step of the shared model  learner.py
+    engine.sync(weights)                              the new weights sample the next step                  policy.py, engines.py
 
 Deviations from the paper, each with its flag: (1) --anchor holds the idle role where it was when the phase began; without it the
 shared weights of a small model forget the role that is not trained; (2) --phase-steps 10 (the paper: 30), --designs 8 and
 --executions 2 (4 and 4), --lr 3e-4 (5e-6): this model is small and its runs are short; (3) --clip-high may differ from
---clip-low; (4) --kl and --dual-clip exist and are off, as in the paper.
+--clip-low; (4) --kl and --dual-clip exist and are off, as in the paper; (5) --tis corrects for the difference between vLLM and the trainer.
+--preset paper has the paper's numbers, and --anchor 0.
 Traps avoided: everything is seeded, and the held-out questions are the same at every evaluation; a step with nothing to
 learn from, or a rank without samples, takes part in the collectives and can't hang the others.
 Test: `pytest tests/test_train.py`. Read next: eval.py.
 """
 import asyncio
-import contextlib
-import copy
 import math
 import os
 import pathlib
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import cli
@@ -42,8 +41,10 @@ import runs
 import tasks
 from cli import log
 from designer import FIXED
+from engines import open_engine
 from executor import Budget
-from policy import HFEngine, Policy, Row, Sample, Scorer, collate, micro_batches, share_prompts
+from learner import Learner, all_reduce, gather, join, sharded, world_size
+from policy import EngineError, Policy
 from rollout import Rollout, idle_samples, samples, stack
 from sandbox import Sandbox, SandboxError
 
@@ -54,8 +55,8 @@ class Config:
     """A folder in Hugging Face format, or a Hub id; tiny comes with this repository."""
     tasks: str = "arithmetic"
     """Sets to train on: names, rg:GENERATOR or paths, with optional weights (polaris:0.5,apps:0.5)."""
-    preset: Literal["tiny"] = "tiny"
-    """Defaults for all that follows."""
+    preset: Literal["tiny", "small", "paper"] = "tiny"
+    """Defaults of all flags: tiny, for two CPU cores; small, Qwen3-0.6B on a GPU of 24 GB; paper, Qwen3-8B on eight of 80 GB."""
     steps: int = 100
     """Updates, all in all."""
     questions: int = 12
@@ -96,10 +97,32 @@ class Config:
     """At most so many tokens of a reply."""
     max_calls: int = 8
     """At most so many model calls of one execution."""
+    execution_tokens: int = 16384
+    """At most so many sampled tokens of one execution, over all its agents."""
+    execution_seconds: float = 600.0
+    """At most so many seconds of one execution, waiting for the engine included."""
+    max_length: int = 0
+    """At most so many tokens of a prompt and its completion together; 0 is the model's own limit."""
     batch_tokens: int = 2048
-    """Padded tokens of a micro-batch."""
-    engine: Literal["hf"] = "hf"
-    """What samples."""
+    """Padded tokens of a micro-batch: what the memory of an update depends on."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """What the forward pass computes in; weights and moments are float32 (float64 with float64, to compare runs). auto: bfloat16 on a GPU, else float32."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    shard: bool = False
+    """Divide weights, gradients and moments among the ranks (torch's fully_shard), for models that one GPU can't hold."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """What samples: hf, transformers on what waits; vllm, in every rank."""
+    gpu_memory: float = 0.5
+    """Share of the GPU's memory that vllm takes while it samples."""
+    tis: float | None = None
+    """Cap of the truncated importance weights that correct for the sampler's log-probabilities; 0 is off; the default is 2 with vllm, off with hf."""
+    dry_run: bool = False
+    """Print what this configuration needs, and stop."""
+    gpus: int = 0
+    """For --dry-run: how many GPUs; 0 takes the ranks that it is started with."""
+    gpu_gb: float = 80.0
+    """For --dry-run: memory of a GPU, in GB."""
     sandbox: Literal["auto", "namespaces", "landlock", "seccomp", "none"] = "auto"
     """Isolation of scripts and tools; auto takes the best that works and refuses to start without one."""
     exclude: str = ""
@@ -112,6 +135,8 @@ class Config:
     """Held-out questions of an evaluation."""
     eval_every: int = 50
     """Also evaluate every so many steps (0: before the first and after the last only)."""
+    eval_fixed: bool = True
+    """In the first and the last evaluation, answer by every hand-written design too."""
     save_every: int = 30
     """Save a checkpoint every so many steps, and at the end."""
     seed: int = 0
@@ -125,101 +150,34 @@ class Config:
     resume: bool = False
     """Go on from the checkpoint in --out, with the flags that it was started with."""
 
+    @property
+    def importance_cap(self) -> float:
+        return (2.0 if self.engine == "vllm" else 0.0) if self.tis is None else self.tis
+
+
+SMALL = Config(preset="small", model="Qwen/Qwen3-0.6B", tasks="gsm8k", steps=200, questions=16, designs=4, executions=4, lr=2e-6, anchor=0.0,
+               design_tokens=1024, reply_tokens=1024, max_calls=12, max_length=8192, batch_tokens=8192, checkpointing=True, engine="vllm", eval_every=20)
+PAPER = replace(SMALL, preset="paper", model="Qwen/Qwen3-8B", tasks="paper", steps=400, questions=8, phase_steps=30, lr=5e-6, design_tokens=8192,
+                reply_tokens=8192, max_calls=16, execution_tokens=65536, execution_seconds=3600.0, max_length=16384, batch_tokens=16384, shard=True,
+                train_size=50_000)
+PRESETS = {"tiny": Config(), "small": SMALL, "paper": PAPER}
+
 
 def check(config: Config, world: int) -> None:
     """Refuse what can't work, before anything is loaded. Raises BadInput."""
-    for name in "steps questions designs executions phase_steps design_tokens reply_tokens max_calls batch_tokens train_size eval_size".split():
+    for name in "steps questions designs executions phase_steps design_tokens reply_tokens max_calls batch_tokens execution_tokens train_size eval_size".split():
         if getattr(config, name) < 1:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("eval_every", "save_every", "threads", "kl", "anchor", "weight_decay"):
+    for name in ("eval_every", "save_every", "threads", "kl", "anchor", "weight_decay", "max_length", "gpus", "importance_cap"):
         if not getattr(config, name) >= 0:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
-    for name in ("lr", "grad_clip", "clip_low", "clip_high"):
+    for name in ("lr", "grad_clip", "clip_low", "clip_high", "execution_seconds", "gpu_gb"):
         if not 0 < getattr(config, name) < math.inf:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be a positive number")
+    if not 0 < config.gpu_memory < 1:
+        raise tasks.BadInput(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
     if config.questions % world:
         raise tasks.BadInput(f"--questions {config.questions} does not divide by the {world} ranks; try {-(-config.questions // world) * world}")
-
-
-# ------------------------------------------------------------------------------------------------------------ the update
-
-def all_reduce(value: float, op=dist.ReduceOp.SUM if dist.is_available() else None) -> float:
-    """A number summed (or maxed) over the ranks; itself where there is one."""
-    if not dist.is_initialized():
-        return value
-    tensor = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(tensor, op)
-    return tensor.item()
-
-
-class Learner:
-    """The shared model, its optimiser, and one clipped policy-gradient update of it."""
-
-    def __init__(self, policy: Policy, config: Config):
-        self.policy, self.config = policy, config
-        self.scorer = Scorer(policy.model)
-        self.module = DistributedDataParallel(self.scorer) if dist.is_initialized() else self.scorer
-        self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.start = Scorer(Policy(cli.model_path(config.model), str(policy.device)).model) if config.kl else None  # the reference of --kl
-        self.phase = copy.deepcopy(self.scorer) if config.anchor and config.stage == "stagewise" else None  # the reference of --anchor
-        self.bad_steps = 0
-
-    def new_phase(self) -> None:
-        """A stage begins: what the idle role can do now is what the anchor holds it to."""
-        if self.phase is not None:
-            self.phase.load_state_dict(self.scorer.state_dict())
-
-    def update(self, batch: list[Sample], idle: list[Sample] = ()) -> dict:
-        """Token mean over the global batch: the count is summed over ranks, and every micro-batch is weighed by it.
-
-        Samples with an advantage of exactly 0 count as tokens but need no forward pass (unless there is a KL term).
-        `idle` are samples of the role that is not in its stage: --anchor holds them where they were when the phase began.
-        Every rank runs the same number of micro-batches, empty ones if need be: DDP waits for all.
-        """
-        tokens, idle_tokens = (all_reduce(sum(len(sample.completion_ids) for sample in part)) for part in (batch, idle))
-        totals, held = (Counter(loss=0.0, ratio=0.0, clip_frac=0.0, approx_kl=0.0, entropy=0.0) for _ in range(2))
-        useful = [sample for sample in batch if sample.advantage != 0 or self.config.kl]
-        work = [(part, tokens, self.config.kl, self.start, totals) for part in micro_batches(share_prompts(useful), self.config.batch_tokens)]
-        trained = all_reduce(sum(len(sample.completion_ids) for sample in useful))
-        if trained == 0:  # nothing to learn from, on any rank
-            return {name: 0.0 for name in totals} | {"anchor_kl": 0.0, "grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
-        work += [(part, idle_tokens, self.config.anchor, self.phase, held) for part in micro_batches(share_prompts(idle), self.config.batch_tokens)]
-        count = int(all_reduce(len(work), dist.ReduceOp.MAX))
-        empty = [Row((Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor"),))], math.inf, 0.0, None, held
-        for number in range(count):
-            waits = dist.is_initialized() and number < count - 1  # the gradients are summed over ranks at the last one
-            with self.module.no_sync() if waits else contextlib.nullcontext():
-                self.backward(*(work[number] if number < len(work) else empty))
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip).item()
-        self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
-        if math.isfinite(norm):
-            self.optimizer.step()
-        elif self.bad_steps == 3:
-            raise FloatingPointError("the gradient was not finite in three steps in a row")
-        self.optimizer.zero_grad(set_to_none=True)
-        means = {name: all_reduce(value) / max(trained, 1) for name, value in totals.items() if name != "loss"}
-        means["anchor_kl"] = all_reduce(held["loss"]) / max(idle_tokens, 1)
-        return means | {"loss": all_reduce(totals["loss"]) / tokens, "grad_norm": norm, "trained_tokens": int(trained),
-                        "skipped": int(not math.isfinite(norm))}
-
-    def backward(self, rows, tokens, kl, reference, totals) -> None:
-        """Forward and backward of one micro-batch, a part of a mean over `tokens`; statistics are added to `totals`."""
-        batch, inputs = [sample for row in rows for sample in row.samples], collate(rows, self.policy.pad_id, self.policy.device)
-        old_K = torch.tensor([p for sample in batch for p in sample.old_logprobs], device=self.policy.device)
-        advantages_K = torch.tensor([sample.advantage for sample in batch for _ in sample.completion_ids], device=self.policy.device)
-        logprobs_K, entropy_K = self.module(inputs)
-        reference_K = None
-        if kl:
-            with torch.no_grad():
-                reference_K, _ = reference(inputs)
-        loss_K, statistics = credit.policy_loss(logprobs_K, old_K, advantages_K, self.config.clip_low, self.config.clip_high,
-                                                self.config.dual_clip, reference_K, kl)
-        (loss_K.sum() * (world_size() / tokens)).backward()  # DDP averages over ranks: times their number, it sums
-        totals.update({"loss": loss_K.sum().item(), "entropy": entropy_K.sum().item(), **{k: v.item() for k, v in statistics.items()}})
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 # -------------------------------------------------------------------------------------------------------------- the loop
@@ -236,9 +194,11 @@ class Trainer:
             raise tasks.BadInput(f"--tasks {config.tasks}: {len(self.pool)} training questions, fewer than --questions {config.questions}")
         folder = runs.find(out) if config.resume else None
         state = runs.read(folder) if folder else None
-        self.policy = Policy(str(folder) if folder else cli.model_path(config.model), device)
+        self.policy = Policy(str(folder) if folder else cli.model_path(config.model), device, config.max_length, cli.dtype(config.dtype),
+                             place="cpu" if sharded(config) else None)
+        self.engine = open_engine(config.engine, self.policy, sharded(config), config.gpu_memory)  # before the learner divides the weights
+        torch.manual_seed(config.seed)
         self.learner = Learner(self.policy, config)
-        self.engine = HFEngine(self.policy)
         self.step = runs.restore(state, self.learner) if state else 0
         self.records = runs.Records(out, self.step, config.tracker) if rank == 0 else None
 
@@ -258,8 +218,9 @@ class Trainer:
     async def train(self, sandbox) -> None:
         """The loop: from the checkpoint's step, or 0, to config.steps."""
         config = self.config
-        grow = Rollout(self.engine, self.policy, sandbox, Budget(calls=config.max_calls, reply_tokens=config.reply_tokens), config.design_tokens)
-        before = await self.evaluate(grow, fixed=True) if self.step == 0 else {}
+        budget = Budget(config.max_calls, config.execution_tokens, config.reply_tokens, config.execution_seconds)
+        grow = Rollout(self.engine, self.policy, sandbox, budget, config.design_tokens)
+        before = await self.evaluate(grow, fixed=config.eval_fixed) if self.step == 0 else {}
         bar = tqdm(range(self.step, config.steps), desc="train", disable=True if self.rank else None, mininterval=1)
         for step in bar:
             clock = Clock(self.engine)
@@ -267,13 +228,15 @@ class Trainer:
             trees = await grow(self.batch_of(step), config.designs, config.executions, (config.seed, step))
             clock.lap("rollout")
             rewards, valid = stack(trees)
+            self.check_infrastructure(step, trees, valid)
             designer_Q_M = credit.designer_advantages(rewards, valid, config.norm)
             executor_Q_M_N = credit.executor_advantages(rewards, valid, config.executor_group, config.norm)
             if step == 0 or roles != self.roles_of(step - 1):
                 self.learner.new_phase()
             idle = idle_samples(trees, {"designer", "executor"} - roles, (config.seed, step)) if self.learner.phase else []
+            await self.engine.pause()
             update = self.learner.update(samples(trees, designer_Q_M, executor_Q_M_N, roles), idle)
-            self.engine.sync()
+            self.engine.sync(self.learner.weights())
             clock.lap("update")
             self.step = step + 1
             row = {"step": step, "trained_roles": sorted(roles), **runs.measure(gather(runs.facts(trees))), **update, **clock.row()}
@@ -288,7 +251,7 @@ class Trainer:
             bar.set_postfix(designer=f"{row['designer_reward']:.2f}", executor=f"{row['executor_reward']:.2f}", learns=row["trained_roles"])
             if self.step == config.steps or config.save_every and self.step % config.save_every == 0:
                 self.save()
-        await self.evaluate(grow, fixed=True, amend=True)  # also when a run is resumed that was stopped just here
+        await self.evaluate(grow, fixed=config.eval_fixed, amend=True)  # also when a run is resumed that was stopped just here
 
     async def evaluate(self, grow, fixed: bool = False, amend: bool = False) -> dict:
         """The held-out questions, the same every time, each answered once; with `fixed`, by every hand-written design too.
@@ -312,9 +275,28 @@ class Trainer:
         rows = gather(runs.facts(await grow(questions, 1, 1, seed, script)))
         return [row for row in rows if row["status"] != "infrastructure"]
 
+    def check_infrastructure(self, step, trees, valid) -> None:
+        """A step of which nothing is left, on any rank, is no step: the engine or the sandbox is gone. Raises EngineError; what is done is saved."""
+        if not all_reduce(float(valid.any()), dist.ReduceOp.MAX):
+            self.save()
+            why = next(execution.detail for _, execution, _ in trees[0].flat())
+            raise EngineError(f"every execution of step {step} failed in the infrastructure ({why}); {self.steps_done()}")
+
+    def steps_done(self) -> str:
+        return f"{self.step} steps are saved; go on with: python train.py --out {self.out} --resume"
+
+    def close(self) -> None:
+        """The last collective, then the engine (vLLM's takes the group with it), then the group."""
+        if dist.is_initialized():
+            dist.barrier()
+        self.engine.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def save(self) -> None:
+        state = self.learner.state()
         if self.rank == 0:
-            runs.save(self.out, self.learner, self.step)
+            runs.save(self.out, self.learner, self.step, state)
             runs.draw(self.out)
 
 
@@ -331,20 +313,11 @@ class Clock:
         if name == "rollout":
             self.sampling = self.engine.seconds - self.sampling
             busy = time.thread_time() - self.cpu - (self.engine.cpu_seconds - self.sampling_cpu)
-            self.waiting = self.laps["seconds_rollout"] - self.sampling - busy
+            self.waiting = max(0.0, self.laps["seconds_rollout"] - self.sampling - busy)  # with vLLM, busy and sampling overlap
 
     def row(self) -> dict:
         return {"seconds": time.monotonic() - self.started, **self.laps, "seconds_sampling": self.sampling, "seconds_waiting": self.waiting,
                 "tokens": int(all_reduce(self.engine.tokens - self.tokens))}
-
-
-def gather(rows: list[dict]) -> list[dict]:
-    """The rows of all ranks."""
-    if not dist.is_initialized():
-        return rows
-    parts = [None] * world_size()
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]
 
 
 # ----------------------------------------------------------------------------------------------------------------- start
@@ -361,39 +334,49 @@ async def run(trainer: Trainer) -> None:
                          f"{len(trainer.pool)} training and {len(trainer.held_out)} held-out questions")
             await trainer.train(sandbox)
     except asyncio.CancelledError:
-        trainer.save()
+        if not trainer.learner.shard:  # gathering the parts would need the other ranks, and they are being stopped too
+            trainer.save()
         if trainer.rank == 0:
-            log.info(f"stopped after {trainer.step} steps; go on with: python train.py --out {trainer.out} --resume")
+            saved = "" if not trainer.learner.shard else ", the last checkpoint may be of an earlier one"
+            log.info(f"stopped after {trainer.step} steps{saved}; go on with: python train.py --out {trainer.out} --resume")
         raise
 
 
-def main(argv) -> None:
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    config = runs.resolve(Config, argv, "Train one model as the designer and the executor of multi-agent systems.")
-    check(config, world)
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(local)
-    if world > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+def work(config: Config, rank: int) -> None:
+    """One rank's run, from its folder to its last checkpoint. Raises BadInput."""
     out = runs.open_folder(config, rank)
-    torch.manual_seed(config.seed)
-    trainer = Trainer(config, out, rank, f"cuda:{local}" if cuda else "cpu")
+    trainer = Trainer(config, out, rank, cli.device())
     try:
         asyncio.run(run(trainer))
-    except SandboxError as error:
+    except (SandboxError, EngineError) as error:
         raise tasks.BadInput(str(error)) from None
+    except FloatingPointError as error:
+        raise tasks.BadInput(f"{error}: nothing was learned from them; try a lower --lr. The checkpoint in {out} is from before") from None
+    except dist.DistBackendError as error:
+        raise tasks.BadInput(f"rank {rank} lost another rank ({str(error)[:100]}); when all are up again: torchrun ... train.py --out {out} --resume") from None
     except asyncio.CancelledError:  # SIGTERM
         raise SystemExit(143) from None
     finally:
         if rank == 0:
             trainer.records.close()
-        if world > 1:
-            dist.destroy_process_group()
+    trainer.close()
+
+
+def main(argv) -> None:
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    config = runs.resolve(Config, argv, "Train one model as the designer and the executor of multi-agent systems.", PRESETS)
+    if config.dry_run:
+        import memory
+        return log.info(memory.report(config, config.gpus or world))
+    check(config, world)
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(cli.device())
+    join(world, 600 + 4 * config.execution_seconds)
+    work(config, rank)
     if rank == 0:
-        runs.draw(out)
-        runs.report(out)
+        runs.draw(pathlib.Path(config.out))
+        runs.report(pathlib.Path(config.out))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the tests share: the tiny model, a sandbox, and engines whose replies are scripted."""
 import asyncio
+import json
 import pathlib
 import sys
 
@@ -11,7 +12,10 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
 
+import tasks  # noqa: E402
 from executor import Budget, Executor  # noqa: E402
+import train  # noqa: E402
+from learner import Learner  # noqa: E402
 from policy import Completion, Policy  # noqa: E402
 from rollout import Rollout  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
@@ -45,7 +49,24 @@ def policy():
     return Policy(str(ROOT / "tiny"))
 
 
+SMALL_RUN = ["--questions", "6", "--designs", "2", "--executions", "2", "--eval-size", "6", "--threads", "1", "--phase-steps", "2"]
+
+
+def lines(out):
+    """The metrics of a run, as far as it is."""
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def learner(**changes):
+    return Learner(Policy(str(ROOT / "tiny")), train.Config(**changes))
+
+
 QUESTION = Question("q", "What is 6 * 7?", "42", family="compute")
+
+
+def prompts(policy, count):
+    return [policy.render([{"role": "user", "content": q.prompt}]) for q in tasks.arithmetic("train", 0, count)]
 
 
 def execute(policy, script, speak, question=QUESTION, budget=Budget()):

@@ -124,7 +124,7 @@ def test_help_shows_defaults(capsys):
 
 def test_flags_of_a_resumed_run_can_not_change(tmp_path):
     runs.open_folder(train.Config(questions=3, out=str(tmp_path)), 0)
-    same = runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--steps", "7"], "")
+    same = runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--steps", "7"], "", train.PRESETS)
     assert (same.questions, same.steps) == (3, 7)
     with pytest.raises(train.tasks.BadInput, match="--questions"):
-        runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--questions", "4"], "")
+        runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--questions", "4"], "", train.PRESETS)

@@ -134,3 +134,27 @@ def test_the_worked_example_shows_its_numbers():
     text = credit.worked_example()
     for number in ("[[0.5, 1.0], [0.0, 0.0]]", "0.7070", "-1.5", "0.0312", "0.0625"):
         assert number in text
+
+
+def test_truncated_importance_sampling_corrects_for_the_sampler():
+    """Tokens come from q, the model that is trained is p. Expected gradients, summed exactly over four tokens: with the weights it is the gradient of
+    the expected advantage under p; without any correction, or with clipping against q alone, it is another one."""
+    logits = torch.tensor([0.5, -0.2, 0.1, -0.7], dtype=torch.float64, requires_grad=True)
+    log_q = (logits.detach() + torch.tensor([-0.9, 0.6, 0.3, 0.0])).log_softmax(0)
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.3], dtype=torch.float64)
+
+    def gradient(loss_K, probabilities):
+        return torch.autograd.grad((probabilities * loss_K).sum(), logits, retain_graph=True)[0]
+
+    log_p = logits.log_softmax(0)
+    exact = gradient(-log_p * advantages, log_p.detach().exp())
+    errors = {}
+    for cap in (10.0, 1.2):
+        weights = credit.importance_weights(log_p, log_q, cap)
+        loss, _ = credit.policy_loss(log_p, log_p.detach(), advantages, weights_K=weights)
+        errors[cap] = (gradient(loss, log_q.exp()) - exact).norm() / exact.norm()
+    uncorrected, _ = credit.policy_loss(log_p, log_p.detach(), advantages)
+    errors["none"] = (gradient(uncorrected, log_q.exp()) - exact).norm() / exact.norm()
+    clipped, _ = credit.policy_loss(log_p, log_q, advantages)
+    errors["clip"] = (gradient(clipped, log_q.exp()) - exact).norm() / exact.norm()
+    assert errors[10.0] < 1e-12 < errors[1.2] < min(errors["none"], errors["clip"]) and min(errors["none"], errors["clip"]) > 0.1

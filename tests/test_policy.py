@@ -1,23 +1,20 @@
 """Sampling and scoring: the same numbers whatever the batch, the padding, the chunks."""
 import asyncio
-import copy
+import json
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, prompts
 
+import sft
 import tasks
-from policy import EngineError, HFEngine, Policy, PromptTooLong, Request, Row, Sample, Scorer, collate, decode, micro_batches, pick, share_prompts
+from policy import EngineError, HFEngine, Policy, PromptTooLong, Request, decode, pick
 
 
 def generate(policy, requests):
     """The completions of a batch, in its order."""
     found = dict(pair for finished in decode(policy, requests) for pair in finished)
     return [found[row] for row in range(len(requests))]
-
-
-def prompts(policy, count):
-    return [policy.render([{"role": "user", "content": q.prompt}]) for q in tasks.arithmetic("train", 0, count)]
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_its_batch(policy):
@@ -52,7 +49,7 @@ def test_pick_samples_the_distribution():
 def test_rounds_are_complete_and_nested(policy, monkeypatch):
     """The batch runs when all that could ask are waiting: three coroutines, the third of which asks for two at once."""
     engine, sizes = HFEngine(policy), []
-    monkeypatch.setattr("policy.decode", lambda policy, requests: sizes.append(len(requests)) or decode(policy, requests))
+    monkeypatch.setattr("policy.decode", lambda policy, requests, model: sizes.append(len(requests)) or decode(policy, requests, model))
     prompt = prompts(policy, 1)[0]
 
     async def one(seed):
@@ -121,62 +118,6 @@ def test_prompts_that_do_not_fit_are_refused(policy):
     assert len(asyncio.run(HFEngine(policy).sample((5,) * 2047, 4, 0)).ids) == 1
 
 
-def example_samples(policy, count=8):
-    torch.manual_seed(0)
-    return [Sample(prompt, tuple(torch.randint(5, 300, (3 + i,)).tolist()) + (policy.tokenizer.eos_token_id,), (-1.0,) * (4 + i),
-                   (-1.0) ** i * 0.5, "executor") for i, prompt in enumerate(prompts(policy, count))]
-
-
-def gradient(policy, batches, tokens, chunk=2048, extra=0):
-    """The gradient of the token-mean policy-gradient loss over micro-batches of samples or rows, as one vector, in fp64."""
-    model = copy.deepcopy(policy.model).double()
-    for batch in batches:
-        rows = [item if isinstance(item, Row) else Row((item,)) for item in batch]
-        logprobs_K, _ = Scorer(model, chunk)(collate(rows, policy.pad_id, extra=extra))
-        advantages_K = torch.tensor([s.advantage for row in rows for s in row.samples for _ in s.completion_ids])
-        (-(logprobs_K * advantages_K).sum() / tokens).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def test_one_batch_of_eight_equals_eight_of_one_and_padding_is_free(policy):
-    samples = example_samples(policy)
-    tokens = sum(len(s.completion_ids) for s in samples)
-    reference = gradient(policy, [samples], tokens)
-    for other in (gradient(policy, [[s] for s in samples], tokens), gradient(policy, [samples], tokens, chunk=3),
-                  gradient(policy, [samples], tokens, extra=17), gradient(policy, micro_batches(samples, 64), tokens)):
-        assert (other - reference).abs().max() < 1e-10
-
-
-def test_sharing_prompts_changes_nothing(policy):
-    """Many completions behind one prompt: the same log-probabilities and the same gradient as a row each."""
-    samples = example_samples(policy, 4) + [Sample(s.prompt_ids, s.completion_ids[::-1], s.old_logprobs, -1.0, s.role)
-                                            for s in example_samples(policy, 3) for _ in range(2)]
-    tokens = sum(len(s.completion_ids) for s in samples)
-    rows = share_prompts(samples)
-    assert sorted(len(row.samples) for row in rows) == [1, 3, 3, 3]
-    logprobs_K, entropy_K = Scorer(policy.model)(collate(rows, policy.pad_id))
-    alone = [Scorer(policy.model)(collate([Row((s,))], policy.pad_id))[0] for row in rows for s in row.samples]
-    assert torch.allclose(logprobs_K, torch.cat(alone), atol=1e-5) and len(entropy_K) == tokens
-    separate, shared = gradient(policy, [samples], tokens), gradient(policy, micro_batches(rows, 200), tokens, extra=5)
-    assert (separate - shared).abs().max() < 2e-6  # of 1.1; the model's norms compute in fp32 whatever its type
-
-
-def test_the_sampled_end_token_is_trained(policy):
-    end, = [s for s in example_samples(policy, 1)]
-    only_end = Sample(end.prompt_ids + end.completion_ids[:-1], end.completion_ids[-1:], (-1.0,), 1.0, "executor")
-    assert gradient(policy, [[only_end]], 1).abs().max() > 1e-4
-    pad = policy.tokenizer.eos_token_id  # padding with the end token itself: it is trained where it was sampled, and there only
-    batch = collate([Row((end,)), Row((Sample((1, 2), (3,), (0.0,), 0.0, "executor"),))], pad)
-    assert batch.target_K.tolist() == [*end.completion_ids, 3] and batch.source_K[-1] == batch.ids_B_T.shape[1] + 1
-
-
-def test_micro_batches_hold_every_sample_once_within_the_budget(policy):
-    samples = example_samples(policy)
-    batches = micro_batches(samples, 120)
-    assert sorted(map(id, (s for batch in batches for s in batch))) == sorted(map(id, samples))
-    assert all(max(map(len, batch)) * len(batch) <= 120 for batch in batches)
-
-
 def test_save_and_load_give_the_same_model(policy, tmp_path):
     policy.save(tmp_path / "copy")
     copy = Policy(str(tmp_path / "copy"))
@@ -186,3 +127,87 @@ def test_save_and_load_give_the_same_model(policy, tmp_path):
 
 def test_tiny_is_tiny():
     assert sum(path.stat().st_size for path in (ROOT / "tiny").iterdir()) <= 4 << 20
+
+
+def test_what_all_prompts_begin_with_is_computed_once(policy):
+    """A long common beginning, then different ends of different lengths: the same samples, and the same log-probabilities."""
+    rest = prompts(policy, 5)
+    shared, seen = tuple(range(5, 105)), []
+    requests = [Request(shared + rest[i % 5][:6 + i % 5], 12, 1.0, i) for i in range(8)]
+    handle = policy.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    try:
+        together = generate(policy, requests)
+    finally:
+        handle.remove()
+    assert seen[0][0] == 1 and seen[0][1] >= 100 and seen[1] == (5, max(len(r.prompt_ids) for r in requests) - seen[0][1])
+    for completion, request in zip(together, requests):
+        alone, = generate(policy, [request])
+        assert completion.ids == alone.ids and torch.allclose(torch.tensor(completion.logprobs), torch.tensor(alone.logprobs), atol=1e-5)
+
+
+def test_a_bf16_engine_samples_from_a_copy_that_sync_renews():
+    """The trainer's weights stay fp32; the engine's follow them at `sync` and not before."""
+    subject = Policy(str(ROOT / "tiny"), dtype=torch.bfloat16)
+    engine = HFEngine(subject)
+    prompt = prompts(subject, 1)[0]
+    before = asyncio.run(engine.sample(prompt, 8, 0))
+    with torch.no_grad():
+        subject.model.get_input_embeddings().weight.mul_(0.5)
+    assert asyncio.run(engine.sample(prompt, 8, 0)) == before
+    engine.sync(subject.model.state_dict().items())
+    assert asyncio.run(engine.sample(prompt, 8, 0)) != before
+    assert engine.model.dtype == torch.bfloat16 and subject.model.dtype == torch.float32
+
+
+def write_gguf(path, model, tokenizer):
+    """A small Llama and its tokenizer as a GGUF file of fp32 tensors."""
+    import gguf
+    c, vocabulary = model.config, tokenizer.get_vocab()
+    writer, parts = gguf.GGUFWriter(str(path), "llama"), json.loads(tokenizer.backend_tokenizer.to_str())
+    writer.add_context_length(c.max_position_embeddings), writer.add_embedding_length(c.hidden_size), writer.add_block_count(c.num_hidden_layers)
+    writer.add_feed_forward_length(c.intermediate_size), writer.add_head_count(c.num_attention_heads), writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps), writer.add_rope_freq_base(c.rope_parameters["rope_theta"]), writer.add_vocab_size(c.vocab_size)
+    writer.add_tokenizer_model("gpt2"), writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
+    writer.add_token_merges([" ".join(pair) for pair in parts["model"]["merges"]])
+    special = {token["content"] for token in parts["added_tokens"]}
+    writer.add_token_types([3 if token in special else 1 for token in sorted(vocabulary, key=vocabulary.get)])
+    writer.add_eos_token_id(tokenizer.eos_token_id), writer.add_pad_token_id(tokenizer.pad_token_id), writer.add_chat_template(tokenizer.chat_template)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+             "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    for name, tensor in model.named_parameters():
+        kind, *rest = name.removeprefix("model.").removesuffix(".weight").split(".", 2)
+        other = f"blk.{rest[0]}.{names[rest[1]]}" if kind == "layers" else {"embed_tokens": "token_embd", "norm": "output_norm"}[kind]
+        if other.endswith(("attn_q", "attn_k")):  # llama.cpp turns pairs of neighbours, transformers halves
+            heads = c.num_attention_heads if other.endswith("q") else c.num_key_value_heads
+            tensor = tensor.reshape(heads, 2, -1, c.hidden_size).swapaxes(1, 2).reshape(tensor.shape)
+        writer.add_tensor(f"{other}.weight", tensor.detach().contiguous().numpy())
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+
+
+def test_a_gguf_file_is_read_and_saved_as_a_folder(policy, tmp_path):
+    """The weights, the tokenizer and the chat template of a GGUF file; the folder written of it is the same model."""
+    pytest.importorskip("gguf", reason="gguf is not installed (tests/requirements.txt)")
+    pytest.importorskip("accelerate", reason="accelerate is not installed (tests/requirements.txt)")
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(policy.tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                                         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True)).eval()
+    write_gguf(tmp_path / "small.gguf", model, policy.tokenizer)
+    sft.main(["--model", str(tmp_path / "small.gguf"), "--out", str(tmp_path / "folder")])
+    prompt = prompts(policy, 1)[0]
+    expected = model(torch.tensor([prompt])).logits
+    for path in (tmp_path / "small.gguf", tmp_path / "folder"):
+        read = Policy(str(path))
+        assert read.render([{"role": "user", "content": tasks.arithmetic("train", 0, 1)[0].prompt}]) == prompt and read.end_ids == policy.end_ids
+        assert torch.allclose(read.model(torch.tensor([prompt])).logits, expected, atol=1e-5) and read.max_length == 256
+
+
+def test_the_cache_that_grows_and_grouped_attention_change_nothing(policy):
+    """Decoding token by token, through more positions than a buffer holds at first, equals one forward pass of transformers' own attention."""
+    completion, = generate(policy, [Request(prompts(policy, 1)[0], 150, 3.0, 5)])  # hot, so that it goes on for long
+    plain = Policy(str(ROOT / "tiny"))
+    plain.model.set_attn_implementation("sdpa")
+    prompt = prompts(policy, 1)[0]
+    expected = (plain.model(torch.tensor([prompt + completion.ids])).logits[0] / 3.0).log_softmax(-1)
+    expected = expected[len(prompt) - 1:-1].gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
+    assert len(completion.ids) > 64 and torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-4)

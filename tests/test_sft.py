@@ -6,20 +6,21 @@ from conftest import ROOT, Scripted, execute, grow
 
 import designer
 import sft
+import teacher
 import tasks
 from policy import HFEngine, Policy
 
 
 def test_the_cold_start_asks_training_questions_only():
-    rows = sft.cold_start(3000)
+    rows = teacher.cold_start(3000)
     held_out = {q.prompt for q in tasks.load("arithmetic", "heldout", 0, 2000)}
     asked = {message["content"].split("\n")[0] for _, messages, _ in rows for message in messages if message["role"] == "user"}
-    assert not asked & held_out and rows == sft.cold_start(3000)
+    assert not asked & held_out and rows == teacher.cold_start(3000)
     assert {role for role, _, _ in rows} == {"designer", "executor"}
 
 
 def test_it_shows_every_design_and_errs_on_purpose():
-    rows = sft.cold_start(6000)
+    rows = teacher.cold_start(6000)
     assert {completion for role, _, completion in rows if role == "designer"} == set(designer.FIXED.values())
     coded = [(messages, completion) for role, messages, completion in rows if completion.startswith("```python")]
     right = [messages[-1]["content"] == f"What is {completion[16:-5]}?" for messages, completion in coded]
@@ -32,14 +33,14 @@ def test_its_messages_are_those_of_the_rollout(policy):
     for name in ("coder", "reflect", "debate", "relay"):
         recorded = []
         import random
-        sft.play(random.Random(0), question, designer.FIXED[name], lambda messages, text: recorded.append((messages, text)))
+        teacher.play(random.Random(0), question, designer.FIXED[name], lambda messages, text: recorded.append((messages, text)))
         texts = iter([text for _, text in recorded])
         execution, _ = execute(policy, designer.FIXED[name], lambda prompt: next(texts), question)
         assert [list(call.messages) for call in execution.calls] == [messages for messages, _ in recorded], name
 
 
 def test_fine_tuning_learns_and_is_deterministic(tmp_path):
-    rows = sft.cold_start(64)
+    rows = teacher.cold_start(64)
     found = []
     for _ in range(2):
         policy = Policy(str(ROOT / "tiny"))

@@ -12,9 +12,10 @@ import eval as evaluation
 import mas
 import tasks
 from executor import Budget, Executor
-from policy import EngineError, HFEngine, Row, Scorer, collate
+from policy import EngineError, HFEngine
 from rollout import samples
 from sandbox import Sandbox
+from scorer import Row, Scorer, collate
 
 ASK = 'a = Agent("a", "Solve the question.")\n'
 
@@ -25,7 +26,7 @@ def test_01_what_is_sampled_is_what_is_scored(policy):
     ones = torch.ones(6, 2, 2)
     batch = samples(trees, ones[..., 0], ones, {"designer", "executor"})
     assert {sample.role for sample in batch} == {"designer", "executor"}
-    logprobs_K, _ = Scorer(policy.model)(collate([Row((sample,)) for sample in batch], policy.pad_id))
+    logprobs_K, _ = Scorer(policy)(collate([Row.of([sample]) for sample in batch], policy.pad_id))
     old_K = torch.tensor([p for sample in batch for p in sample.old_logprobs])
     assert (logprobs_K - old_K).abs().max() < 1e-4
     replies = {call.text for tree in trees for runs in tree.executions for run in runs for call in run.calls}
