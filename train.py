@@ -168,12 +168,14 @@ def check(config: Config, world: int) -> None:
     for name in "steps questions designs executions phase_steps design_tokens reply_tokens max_calls batch_tokens execution_tokens train_size eval_size".split():
         if getattr(config, name) < 1:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("eval_every", "save_every", "threads", "kl", "anchor", "weight_decay", "max_length", "gpus", "importance_cap"):
+    for name in ("eval_every", "save_every", "threads", "kl", "anchor", "weight_decay", "max_length", "gpus"):
         if not getattr(config, name) >= 0:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
     for name in ("lr", "grad_clip", "clip_low", "clip_high", "execution_seconds", "gpu_gb"):
         if not 0 < getattr(config, name) < math.inf:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be a positive number")
+    if not config.importance_cap >= 0:
+        raise tasks.BadInput(f"--tis {config.tis}: a cap of importance weights, or 0 for none")
     if not 0 < config.gpu_memory < 1:
         raise tasks.BadInput(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
     if config.questions % world:

@@ -25,6 +25,7 @@ def files(tmp_path):
     (tmp_path / "few.jsonl").write_text("".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(5)))
     (tmp_path / "samples.jsonl").write_text('{"role": "judge", "messages": [], "completion": "x"}\n')
     (tmp_path / "emptymodel").mkdir()
+    (tmp_path / "few.gguf").write_bytes(b"GGUF but nothing else")
     bare = tmp_path / "notemplate"
     bare.mkdir()
     for path in (ROOT / "tiny").iterdir():
@@ -68,6 +69,11 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--resume --out {}/cut", "corrupt"),
     (train, "--out {}/few.jsonl", "few.jsonl"),
     (train, "--tracker tensorboard", "not installed"),
+    (train, "--preset huge", "huge"),
+    (train, "--gpu-memory 1.5", "--gpu-memory"),
+    (train, "--tis -1", "--tis"),
+    (train, "--model {}/nowhere --dry-run", "nowhere"),
+    (train, "--model {}/few.gguf", "few.gguf"),
     (evaluation, "--modes single,guess", "guess"),
     (evaluation, "--limit 0", "--limit"),
     (evaluation, "--tasks gsm8k --data-dir {}", "gsm8k*.jsonl"),
@@ -77,6 +83,9 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (sft, "--data {}/samples.jsonl --out {}/m", "role"),
     (sft, "--data {}/missing.jsonl --out {}/m", "missing.jsonl"),
     (sft, "--collect", "--out"),
+    (sft, "--scripted --out {}/m", "--model"),
+    (sft, "--model tiny --scripted --tasks {}/few.jsonl --out {}/m", "scripted"),
+    (sft, "--model tiny", "--out"),
     (sft, "--batch 0 --out {}/m", "--batch"),
     (sandbox, "{}/missing.py", "missing.py"),
 ]
@@ -94,6 +103,15 @@ def test_bad_input_is_one_line_and_exit_2(program, arguments, names, files, monk
     said = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(said) == 1 and names in said[0] and "Traceback" not in said[0], said
     assert not list(files.glob("**/*.tmp")) and not (files / "run" / "checkpoint").exists() and not (files / "m").exists()
+
+
+def test_vllm_that_is_not_installed_is_one_line(files, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--engine", "vllm", "--out", str(files / "run")])
+    with pytest.raises(SystemExit) as stop:
+        cli.command(train.main)
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "pip install vllm" in said and len(said.splitlines()) == 1
 
 
 def test_batch_sizes_must_divide():

@@ -83,3 +83,25 @@ def test_a_stopped_collection_goes_on(tmp_path):
     assert sorted(part.read_text().splitlines()) == sorted(whole.read_text().splitlines())
     with pytest.raises(tasks.BadInput, match="not this collection"):
         sft.main([*flags, "--out", str(part)])
+
+
+def test_a_model_learns_from_the_scripted_teacher_on_other_sets(tmp_path):
+    """Sets whose questions state an expression: only their training side, every role, and a folder that loads."""
+    rows = teacher.cold_start(60, 0, "rg:chain_sum")
+    assert {role for role, _, _ in rows} == {"designer", "executor"} and any("```python\nprint(" in text for _, _, text in rows)
+    asked = {messages[-1]["content"] for role, messages, _ in rows if role == "designer"}
+    assert not any(tasks.held_out(prompt) for prompt in asked)
+    sft.main(["--model", str(ROOT / "tiny"), "--scripted", "--tasks", "rg:chain_sum", "--samples", "40", "--steps", "3", "--batch", "8",
+              "--out", str(tmp_path / "m")])
+    assert Policy(str(tmp_path / "m")).model is not None
+
+
+def test_an_update_in_parts_is_the_update_in_one(policy):
+    """More tokens than the budget: rows that share beginnings, in parts; the same loss."""
+    samples = sft.encode(policy, teacher.cold_start(24), 2048)
+
+    def once(budget):
+        return sft.fine_tune(Policy(str(ROOT / "tiny")), samples, 1, 16, 1e-3, 0, budget=budget)[0]
+
+    assert len(sft.packed(policy, samples, 300)) > 1 == len(sft.packed(policy, samples, 1 << 20))
+    assert once(300) == pytest.approx(once(1 << 20), rel=1e-5)
