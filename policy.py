@@ -21,6 +21,7 @@ import os
 import pathlib
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.nn.functional import log_softmax, scaled_dot_product_attention
@@ -96,6 +97,11 @@ class Policy:
 
     def render(self, messages: list[dict]) -> tuple[int, ...]:
         """The token ids of a conversation, up to where the assistant speaks next. No thinking, as in the paper's runs."""
+        return self._render(tuple((message["role"], message["content"]) for message in messages))
+
+    @lru_cache(maxsize=4096)  # the designs of a question, its votes, its executions ask the same
+    def _render(self, conversation) -> tuple[int, ...]:
+        messages = [{"role": role, "content": content} for role, content in conversation]
         return tuple(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True,
                                                         return_dict=False, enable_thinking=False))
 
