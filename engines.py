@@ -72,6 +72,7 @@ class VLLMEngine:
             import torch._dynamo
             torch._dynamo.config.disable = True  # compiling small kernels would take seconds at the first request
             memory /= 5  # of a CPU's memory, which is everybody's
+        set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
         try:
             self.engine = LLMEngine.from_engine_args(EngineArgs(
                 model=policy.path, dtype=str(policy.dtype).removeprefix("torch."), max_model_len=policy.max_length, max_num_seqs=max_batch,
@@ -81,7 +82,8 @@ class VLLMEngine:
         except (ValueError, RuntimeError) as error:  # too little memory has both names
             raise BadInput(f"--engine vllm: cannot start ({' '.join(str(error).split())[:200]}); does --gpu-memory {memory} leave room for the weights "
                            f"and for a --max-length of {policy.max_length} tokens?") from error
-        self.thread = ThreadPoolExecutor(1, "vllm", initializer=self._like_this_thread, initargs=(torch.get_num_threads(),))
+        torch.set_num_threads = set_num_threads  # on a CPU vLLM puts one in its place that does nothing
+        self.thread = ThreadPoolExecutor(1, "vllm", initializer=self._like_this_thread, initargs=(threads,))
         self.names, self.inbox, self.waiting, self.pump, self.broken = itertools.count(), [], {}, None, ""
         self.tokens, self.seconds, self.cpu_seconds = 0, 0.0, 0.0  # sampled; spent stepping; of that, on the caller's thread: none
 

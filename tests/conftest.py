@@ -49,7 +49,7 @@ def policy():
     return Policy(str(ROOT / "tiny"))
 
 
-SMALL_RUN = ["--questions", "6", "--designs", "2", "--executions", "2", "--eval-size", "6", "--threads", "1", "--phase-steps", "2"]
+SMALL_RUN = ["--questions", "6", "--designs", "2", "--executions", "2", "--eval-size", "2", "--threads", "1", "--phase-steps", "2"]
 
 
 def lines(out):

@@ -140,9 +140,11 @@ def test_an_engine_that_fails_tells_everybody_who_waits(policy, engine, monkeypa
 def test_training_on_vllm(tmp_path):
     """Three steps of train.py --engine vllm: every step samples from the weights of the step before, so the gap stays at rounding."""
     out = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL_RUN, "--steps", "3", "--engine", "vllm", "--no-eval-fixed", "--lr", "1e-3", "--out", str(out)]
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL_RUN, "--steps", "3", "--engine", "vllm", "--stage", "both", "--no-eval-fixed", "--lr", "1e-3",
+               "--out", str(out)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stdout + process.stderr
     rows = lines(out)
-    assert len(rows) == 3 and all(row["infrastructure"] == 0 and row["trained_tokens"] > 0 for row in rows)
-    assert all(row["mismatch_max"] < 1e-3 and row["ratio"] == 1.0 for row in rows)  # --tis is on: the ratio is the trainer's to itself
+    trained = [row for row in rows if row["trained_tokens"]]  # a step of equal rewards alone teaches nothing
+    assert len(rows) == 3 and all(row["infrastructure"] == 0 for row in rows) and len(trained) >= 2 and trained[-1]["step"] > 0
+    assert all(0 < row["mismatch_max"] < 1e-3 and row["ratio"] == pytest.approx(1.0) for row in trained)  # --tis is on: trainer against itself
