@@ -146,7 +146,7 @@ def advice(shape: Shape, config, ranks: int, bf16: bool, gpu_bytes: float) -> li
 def report(config, ranks: int) -> str:
     """What `train.py --dry-run` prints. Raises BadInput."""
     shape, gpu_bytes = shape_of(config.model), config.gpu_gb * GB
-    bf16 = config.dtype == "bfloat16" or config.dtype == "auto" and config.preset != "tiny"
+    bf16 = config.dtype in ("auto", "bfloat16")  # it plans for GPUs, whatever this machine has
     update, sampling = update_parts(shape, config, ranks, bf16), sampling_parts(shape, config, ranks, bf16, gpu_bytes)
     Q, M, N = config.questions, config.designs, config.executions
     tokens = Q * M * config.design_tokens + Q * M * N * min(config.max_calls * config.reply_tokens, config.execution_tokens)
