@@ -77,14 +77,30 @@ def extract_script(text: str) -> str:
 
 
 def structure(script: str) -> str:
-    """Which kind of system a script sets up, by the blocks that it names.
+    """Which kind of system a script sets up, by the blocks that it names; with none of them, by its own loops and agents.
 
     >>> structure(FIXED["coders"]), structure(FIXED["relay"])
     ('vote+python', 'sequence')
+    >>> structure("for n in range(3):\\n    reply = Agent('a', 'b')(question)")
+    'loop'
     """
     blocks = [block for block in ("debate", "reflect", "route", "vote", "judge", "ask_all") if re.search(rf"\b{block}\(", script)]
-    kind = blocks[0] if blocks else "sequence" if script.count("Agent(") > 1 else "single" if "Agent(" in script else "none"
+    own = "loop" if re.search(r"^\s*(for|while)\b", script, re.MULTILINE) else "sequence" if script.count("Agent(") > 1 else "single"
+    kind = blocks[0] if blocks else own if "Agent(" in script else "none"
     return kind + ("+python" if re.search(r"tools\s*=\s*[\[(]\s*[\"']python", script) else "")
+
+
+KIND_OF = {"single": "single", "vote": "ensemble", "judge": "ensemble", "ask_all": "ensemble", "reflect": "reflection", "debate": "debate", "loop": "own loop"}
+KINDS = (*dict.fromkeys(KIND_OF.values()), "other")
+
+
+def kind_of(structure_name: str) -> str:
+    """The kinds of design that the paper counts, and the script's own loops.
+
+    >>> kind_of("vote+python"), kind_of("single"), kind_of("judge"), kind_of("sequence")
+    ('ensemble', 'single', 'ensemble', 'other')
+    """
+    return KIND_OF.get(structure_name.split("+")[0], "other")
 
 
 async def design(engine, policy, question: Question, seed: tuple, max_tokens: int = 1024, temperature: float = 1.0) -> Design:

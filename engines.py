@@ -15,6 +15,7 @@ infrastructure outcome, counted, never a score of 0.
 Test: `pytest tests/test_vllm.py tests/test_engines.py`. Read next: designer.py.
 """
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -49,7 +50,7 @@ async def gather(*coroutines) -> list:
 class VLLMEngine:
     """vLLM in this process. Build it after torch.distributed, on every rank; it reseeds torch's generator."""
 
-    gather = staticmethod(gather)
+    gather, asking = staticmethod(gather), contextlib.nullcontext
 
     def __init__(self, policy, memory: float = 0.5, max_batch: int = 256):
         """Loads the weights from where the policy's came. memory: share of the GPU's memory, weights and cache. Raises BadInput."""
@@ -191,7 +192,10 @@ class ChatEngine:
         self.model, self.gate, self.tries, self.pause = model, asyncio.Semaphore(concurrency), tries, pause
         self.tokens, self.seconds, self.cpu_seconds, self.retries = 0, 0.0, 0.0, 0
 
-    gather = staticmethod(gather)
+    gather, asking = staticmethod(gather), contextlib.nullcontext
+
+    def pieces(self, ids) -> list[str]:
+        return []  # a server tells texts, not tokens
 
     def render(self, messages: list[dict]) -> tuple:
         return tuple((message["role"], message["content"]) for message in messages)

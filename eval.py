@@ -2,7 +2,8 @@
 
     python eval.py --model DIR --tasks gsm8k,aime24 --modes single,self-consistency,fixed,metaagent --out DIR
     python eval.py --engine openai --url http://HOST:8000/v1 --model NAME --tasks livecodebench
-    python eval.py --model DIR --ask "What is 37 * 52 + 418?"
+    python eval.py --model DIR --ask "What is 37 * 52 + 418?" --html run.html
+    python eval.py --model DIR --serve
 
 | mode | what answers | model calls |
 |---|---|---|
@@ -25,6 +26,7 @@ import pathlib
 import random
 import re
 import statistics
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -33,13 +35,16 @@ import torch
 from tqdm import tqdm
 
 import cli
+import credit
+import pages
+import serve
 import tasks
 from cli import log
-from designer import FIXED, structure
+from designer import FIXED, KINDS, kind_of, structure
 from engines import ChatEngine, open_engine
 from executor import Budget
 from policy import Policy
-from rollout import Rollout, Tree
+from rollout import Rollout, Tree, stack
 from sandbox import Sandbox, SandboxError
 
 MODES = ("single", "self-consistency", "fixed", "metaagent")
@@ -64,6 +69,18 @@ class Config:
     """Folder for results.json and results.md."""
     ask: str | None = None
     """Ask this one question and show the run."""
+    gold: str = ""
+    """The right answer of --ask, if you know it: then rewards and advantages are shown too."""
+    designs: int = 1
+    """M, for --ask: designs of the question."""
+    executions: int = 1
+    """N, for --ask: executions of each design."""
+    html: str | None = None
+    """For --ask: also write the run as a page, one file that opens anywhere."""
+    serve: bool = False
+    """Answer questions in a browser, on this machine only."""
+    port: int = 8642
+    """Of --serve."""
     temperature: float = 1.0
     """Of sampling; 1 is what was trained, 0 is greedy."""
     design_tokens: int = 1024
@@ -245,16 +262,6 @@ async def evaluate(grow, name: str, questions, modes, samples: int = 1, seed: tu
     return sorted((row for mode, row in rows.items() if mode not in needed), key=lambda row: order[re.split(r":| \(", row.mode)[0]])
 
 
-def kind_of(structure_name: str) -> str:
-    """The four kinds of design that the paper counts.
-
-    >>> kind_of("vote+python"), kind_of("single"), kind_of("judge"), kind_of("sequence")
-    ('ensemble', 'single', 'ensemble', 'other')
-    """
-    kind = structure_name.split("+")[0]
-    return {"vote": "ensemble", "judge": "ensemble", "ask_all": "ensemble", "reflect": "reflection", "debate": "debate", "single": "single"}.get(kind, "other")
-
-
 def table(rows: list[Result]) -> str:
     """The results as Markdown: accuracy by set as in the paper, with the gain over the single agent; then every row's cost."""
     names, modes = list(dict.fromkeys(row.tasks for row in rows)), list(dict.fromkeys(re.sub(r" \(.*", "", row.mode) for row in rows))
@@ -267,31 +274,15 @@ def table(rows: list[Result]) -> str:
         cells = ["-" if value is None else f"{100 * value:.1f}" + (f" ({100 * (value - zero):+.1f})" if zero is not None and mode != "single" else "")
                  for value, zero in zip(values, base)]
         lines.append(f"| {mode} | {' | '.join(cells)} |")
-    lines += ["", "| tasks | mode | accuracy | 95 % interval | pass@k | questions | calls | tokens | valid designs | left out | single, ensemble, reflection, debate, other |",
+    lines += ["", "| tasks | mode | accuracy | 95 % interval | pass@k | questions | calls | tokens | valid designs | left out | " + ", ".join(KINDS) + " |",
               "|---|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         kinds = Counter()
         for name, count in row.structures.items():
             kinds[kind_of(name)] += count / sum(row.structures.values())
-        shares = ", ".join(f"{kinds[kind]:.0%}" for kind in ("single", "ensemble", "reflection", "debate", "other"))
+        shares = ", ".join(f"{kinds[kind]:.0%}" for kind in KINDS)
         lines.append(f"| {row.tasks} | {row.mode} | {row.accuracy:.3f} | {row.interval[0]:.3f} - {row.interval[1]:.3f} | {row.pass_at_k:.3f} | "
                      f"{len(row.correct)} | {row.calls:.2f} | {row.tokens:.1f} | {row.valid_designs:.1%} | {row.infrastructure} | {shares} |")
-    return "\n".join(lines)
-
-
-def show(tree: Tree) -> str:
-    """One run as text: the design, every call with its tool output, and how it ended."""
-    design, execution, _ = tree.flat()[0]
-    lines = [f"question  {tree.question.prompt}", "", "design", *("  " + line for line in design.script.splitlines()), ""]
-    for number, call in enumerate(execution.calls, 1):
-        lines.append(f"call {number}  {call.agent}  ({len(call.prompt_ids)} tokens in, {len(call.completion_ids)} out)")
-        lines += ["  asked: " + call.prompt.replace("\n", "\n         "), "  said:  " + call.text.replace("\n", "\n         ")]
-        if call.tool_output is not None:
-            lines.append("  python printed: " + call.tool_output.replace("\n", "\n         "))
-    answer = tasks.final_answer(execution.answer) if execution.answer else None
-    lines += ["", f"outcome   {execution.status}" + (f" ({execution.detail})" if execution.detail else ""),
-              f"answer    {answer if answer is not None else execution.answer}",
-              f"cost      {len(execution.calls)} calls, {tokens_of(design, execution)} tokens"]
     return "\n".join(lines)
 
 
@@ -304,14 +295,26 @@ async def run(config: Config) -> list[Result]:
         engine = open_engine(config.engine, policy, memory=config.gpu_memory)
     async with Sandbox(config.sandbox) as sandbox:
         grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature)
+        if config.serve:
+            await serve.Server(engine, policy, sandbox, budget, config).run()
         if config.ask is not None:
-            question = tasks.Question("asked", config.ask, "")
-            log.info(show((await grow([question], 1, 1, (config.seed, "ask")))[0]))
+            await ask(config, grow, policy)
             return []
         answers = Answers(pathlib.Path(config.out) / "answers.jsonl" if config.out else None)
         for name, questions in sets(config):
             rows += await evaluate(grow, name, questions, config.modes.split(","), config.samples, (config.seed, name), answers)
     return rows
+
+
+async def ask(config: Config, grow, policy) -> None:
+    """Ask one question and show its tree: in the terminal, and as a page with --html."""
+    tree, = await grow([tasks.Question("asked", config.ask, config.gold)], config.designs, config.executions, (config.seed, "ask"))
+    rewards, valid = stack([tree])
+    advantages = (credit.designer_advantages(rewards, valid)[0], credit.executor_advantages(rewards, valid)[0]) if config.gold else (None, None)
+    shown = pages.episode(None, tree, *advantages, policy)
+    log.info(pages.as_text(shown, lines=sys.stdout.isatty()))
+    if config.html:
+        cli.atomic_write(pathlib.Path(config.html), pages.run_page(shown))
 
 
 def sets(config: Config):
@@ -324,7 +327,7 @@ def check(config: Config) -> None:
     unknown = set(config.modes.split(",")) - set(MODES)
     if unknown:
         raise tasks.BadInput(f"--modes {','.join(sorted(unknown))}: unknown; any of {', '.join(MODES)}")
-    for flag in ("samples", "limit", "max_calls", "design_tokens", "reply_tokens"):
+    for flag in ("samples", "limit", "max_calls", "design_tokens", "reply_tokens", "designs", "executions"):
         if getattr(config, flag) < 1:
             raise tasks.BadInput(f"--{flag.replace('_', '-')} {getattr(config, flag)}: must be at least 1")
     if config.threads < 0:
@@ -333,13 +336,20 @@ def check(config: Config) -> None:
         raise tasks.BadInput(f"--temperature {config.temperature}: must be 0 or more")
     if config.ask is not None and not config.ask.strip():
         raise tasks.BadInput("--ask: the question is empty")
-    if config.ask is None:
+    if config.html and config.ask is None:
+        raise tasks.BadInput("--html: a page of what? It goes with --ask")
+    if config.html and not pathlib.Path(config.html).parent.is_dir():
+        raise tasks.BadInput(f"--html {config.html}: no such folder")
+    if not 0 <= config.port < 1 << 16:
+        raise tasks.BadInput(f"--port {config.port}: a number from 0 (any free one) to 65535")
+    if config.ask is None and not config.serve:
         sets(config)
 
 
 def open_folder(config: Config, out: pathlib.Path) -> None:
     """The folder of results; what is there has to be of the same evaluation, to be gone on with. Raises BadInput."""
-    same = {key: value for key, value in asdict(config).items() if key not in ("out", "threads", "url", "sandbox", "limit", "modes", "tasks", "data_dir")}
+    same = {key: value for key, value in asdict(config).items() if key not in (
+        "out", "threads", "url", "sandbox", "limit", "modes", "tasks", "data_dir", "ask", "gold", "designs", "executions", "html", "serve", "port")}
     if (out / "config.json").exists() and json.loads((out / "config.json").read_text()) != same:
         raise tasks.BadInput(f"--out {out}: holds an evaluation with other settings ({out / 'config.json'}); name another folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,8 @@ class Call:
     text: str
     messages: tuple[dict, ...] = ()  # what the prompt was rendered from
     tool_output: str | None = None  # what its Python printed, if this turn ran some
+    round: int = 0  # agents that are asked at the same time are of one round
+    turn: int = 0  # of this agent in this round: after a tool run it speaks again
 
     @property
     def prompt(self) -> str:
@@ -58,6 +60,7 @@ class Execution:
     answer: str | None
     status: str
     detail: str = ""
+    submitted: int | None = None  # which call was the answer
 
 
 class OverBudget(Exception):
@@ -102,8 +105,9 @@ def tool_call(text: str, tools) -> tuple[str, str] | None:
 class Executor:
     """Runs designs with one engine and one sandbox."""
 
-    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), temperature: float = 1.0):
-        self.engine, self.policy, self.sandbox, self.budget, self.temperature = engine, policy, sandbox, budget, temperature
+    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), temperature: float = 1.0, watch=lambda calls: None):
+        """watch: is told of an execution's calls so far whenever there is a new one, or a tool has run."""
+        self.engine, self.policy, self.sandbox, self.budget, self.temperature, self.watch = engine, policy, sandbox, budget, temperature, watch
 
     async def execute(self, design: Design, question: Question, seed: tuple) -> Execution:
         """Run `design` once. Never raises for what a script or a model does."""
@@ -126,8 +130,8 @@ class _Run:
     def __init__(self, executor, question, seed):
         self.executor, self.budget, self.question, self.seed = executor, executor.budget, question, seed
         self.calls = {}  # (ask, turn) -> Call
-        self.replies, self.memories = [], {}
-        self.asked = self.started = self.tokens = 0
+        self.replies, self.memories, self.answered = [], {}, None
+        self.asked = self.started = self.tokens = self.rounds = 0
 
     async def run(self, script: str) -> Execution:
         answer = status = None
@@ -155,7 +159,17 @@ class _Run:
             status, detail = "timeout", f"longer than {self.budget.seconds} s"
         except (SandboxError, EngineError) as error:
             status, detail = "infrastructure", str(error)
-        return Execution(tuple(self.calls[key] for key in sorted(self.calls)), answer, status, detail)
+        submitted = None if answer is None else max(place for place, (ask, _) in enumerate(sorted(self.calls)) if ask == self.answered)
+        return Execution(self.listing(), answer, status, detail, submitted)
+
+    def listing(self) -> tuple[Call, ...]:
+        """The calls so far, in the order asked."""
+        return tuple(self.calls[key] for key in sorted(self.calls))
+
+    def record(self, key, call: Call) -> Call:
+        self.calls[key] = call
+        self.executor.watch(self.listing())
+        return call
 
     async def converse(self, session) -> str | None:
         """Answer the script's messages until it submits (the text of that reply) or ends (None)."""
@@ -178,6 +192,7 @@ class _Run:
         reply = message.get("reply")
         if type(reply) is not int or not 0 <= reply < len(self.replies):
             raise ProtocolError("submit names no reply of this execution")
+        self.answered = reply  # replies are numbered like the asks
         return self.replies[reply]
 
     async def ask(self, message) -> list[dict]:
@@ -189,7 +204,7 @@ class _Run:
             check_ask(ask)
             if missing := set(ask["tools"]) - set(self.question.tools):
                 raise InvalidScript(f"this question offers no tool {', '.join(sorted(missing))}")
-        first = self.asked
+        first, self.rounds = self.asked, self.rounds + 1
         self.asked += len(asks)
         texts = await self.executor.engine.gather(*(self.agent(ask, first + number) for number, ask in enumerate(asks)))
         self.replies += texts  # in the order asked, not the order answered: the same in every run
@@ -203,16 +218,16 @@ class _Run:
         """One agent's turns: up to max_turns tool runs, then a final reply, which is returned. Every turn is recorded."""
         history = self.memories.setdefault(ask["agent"], []) if ask["memory"] else []
         messages = agent_messages(ask["instructions"], ask["tools"], ask["text"], history, self.question.kind)
-        rounds = ask["max_turns"] if ask["tools"] else 0
-        for turn in range(rounds + 1):
+        runs, round = ask["max_turns"] if ask["tools"] else 0, self.rounds
+        for turn in range(runs + 1):
             prompt_ids, completion = await self.sample(messages, (number, turn))
-            call = self.calls[number, turn] = Call(ask["name"], prompt_ids, completion.ids, completion.logprobs, completion.text, tuple(messages))
-            wanted = tool_call(completion.text, ask["tools"]) if turn < rounds else None
+            call = self.record((number, turn), Call(ask["name"], prompt_ids, completion.ids, completion.logprobs, completion.text, tuple(messages), None, round, turn))
+            wanted = tool_call(completion.text, ask["tools"]) if turn < runs else None
             if wanted is None:
                 break
             output = await getattr(self, wanted[0])(wanted[1])
-            self.calls[number, turn] = replace(call, tool_output=output)
-            messages = messages + tool_messages(completion.text, output, last=turn == rounds - 1)
+            self.record((number, turn), replace(call, tool_output=output))
+            messages = messages + tool_messages(completion.text, output, last=turn == runs - 1)
         if ask["memory"]:
             history += [{"role": "user", "content": ask["text"]}, {"role": "assistant", "content": completion.text}]
         return completion.text

@@ -15,6 +15,7 @@ Shapes: B rows, T positions, V vocabulary.
 Test: `pytest tests/test_policy.py`. Read next: scorer.py.
 """
 import asyncio
+import contextlib
 import copy
 import hashlib
 import os
@@ -108,6 +109,16 @@ class Policy:
     def text(self, ids) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
+    def pieces(self, ids) -> list[str]:
+        """The text of each token, special ones too. Of tokens that make up one character together, the last has it."""
+        found, start = [], 0
+        for end in range(1, len(ids) + 1):
+            piece = self.tokenizer.decode(ids[start:end])
+            whole = not piece.endswith("\N{REPLACEMENT CHARACTER}") or end - start == 4 or end == len(ids)
+            found.append(piece if whole else "")
+            start = end if whole else start
+        return found
+
     def autocast(self):
         """The context in which a forward pass of the fp32 weights computes in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16)
@@ -143,6 +154,16 @@ class HFEngine:
         self.model = copy.deepcopy(policy.model).to(policy.device, policy.dtype).requires_grad_(False) if own else policy.model
         self.live, self.waiting, self.running = 1, [], None
         self.tokens, self.seconds, self.cpu_seconds = 0, 0.0, 0.0  # sampled, spent sampling; of that, this thread's CPU time
+
+    @contextlib.contextmanager
+    def asking(self):
+        """Within it one coroutine more could ask: a server's request, which comes and goes."""
+        self.live += 1
+        try:
+            yield
+        finally:
+            self.live -= 1
+            self._run_if_all_wait()
 
     async def gather(self, *coroutines) -> list:
         """asyncio.gather for coroutines that sample."""
@@ -227,6 +248,8 @@ class HFEngine:
                 if not batch[row][1].done():  # Ctrl-C cancels in the middle of a batch
                     batch[row][1].set_result(completion)
             await asyncio.sleep(0)
+            if all(future.done() for _, future in batch):
+                return  # or nobody waits any more
 
 
 class GrowingLayer(DynamicLayer):

@@ -4,11 +4,12 @@
     metrics.jsonl    one line a step
     episodes.jsonl   whole runs: designs, calls, tools, answers, rewards and advantages of one question a step
     curves.png       reward by role, held-out accuracy, designs, outcomes, with the stages as bands
+    report.html      the same and more as a page (pages.py), written anew while the run goes on; episodes/ has the pages that it links
     checkpoint/      a Hugging Face folder plus trainer.pt: optimiser, random state, step, config
 
 A checkpoint is written beside the old one and swapped in by renames: a kill at any moment leaves a whole one, the new or the
 old. On --resume, lines of steps after the checkpoint are dropped, so that the files read as if nothing had happened.
-Test: `pytest tests/test_runs.py`.
+Test: `pytest tests/test_train.py`.
 """
 import json
 import os
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 
 from cli import atomic_write, flags, log
 from designer import structure
+from pages import whole_lines
 from tasks import BadInput
 
 
@@ -59,7 +61,7 @@ def open_folder(config, rank: int) -> pathlib.Path:
 
 def report(out: pathlib.Path) -> None:
     """The last lines of a run: held-out accuracy before and after, and what each role became."""
-    rows = [json.loads(line) for line in _whole_lines(out / "metrics.jsonl")]
+    rows = [json.loads(line) for line in whole_lines(out / "metrics.jsonl")]
     first, last = rows[0], rows[-1]
     if "eval_accuracy" not in last:
         return
@@ -138,7 +140,7 @@ class Records:
         self.out, self.files, self.send = out, {}, open_tracker(tracker, out)
         for name in ("metrics", "episodes"):
             path = out / f"{name}.jsonl"
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < step] if path.exists() else []
+            kept = [line for line in whole_lines(path) if json.loads(line)["step"] < step] if path.exists() else []
             atomic_write(path, "".join(line + "\n" for line in kept))
             self.files[name] = open(path, "a", encoding="utf-8")
 
@@ -150,7 +152,7 @@ class Records:
 
     def amend(self, found: dict) -> None:
         """Add an evaluation to the last line of the metrics. The first line keeps the one from before the training, if it is also the last."""
-        *earlier, last = _whole_lines(self.out / "metrics.jsonl")
+        *earlier, last = whole_lines(self.out / "metrics.jsonl")
         row = json.loads(last)
         if row["step"] == 0:
             found = {"eval_before": row.get("eval_before", row["eval_accuracy"]), **found}
@@ -179,33 +181,13 @@ def open_tracker(name: str, out: pathlib.Path):
         raise BadInput(f"--tracker {name}: it is not installed; pip install {name}") from None
 
 
-def _whole_lines(path):
-    """The lines of a file but for a last one that a kill cut off."""
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        yield line
-
-
-def episode(step: int, tree, designer_M, executor_M_N, decode) -> dict:
-    """One question's tree as plain data: what was designed, who said what, where credit went."""
-    return {"step": step, "question": tree.question.prompt, "family": tree.question.family, "gold": tree.question.answer, "designs": [
-        {"script": design.script, "completion": decode(design.completion_ids), "error": design.error,
-         "structure": structure(design.script), "logprobs": [round(p, 4) for p in design.logprobs], "advantage": designer_M[m].item(),
-         "executions": [
-             {"status": execution.status, "detail": execution.detail, "answer": execution.answer, "reward": tree.rewards_M_N[m, n].item(),
-              "advantage": executor_M_N[m, n].item(), "calls": [
-                  {"agent": call.agent, "prompt": call.prompt, "text": call.text, "tool_output": call.tool_output,
-                   "prompt_tokens": len(call.prompt_ids), "logprobs": [round(p, 4) for p in call.logprobs]} for call in execution.calls]}
-             for n, execution in enumerate(tree.executions[m])]}
-        for m, design in enumerate(tree.designs)]}
-
-
 # --------------------------------------------------------------------------------------------------------------- metrics
 
 def facts(trees) -> list[dict]:
     """One small row per execution, enough for every metric: what travels between ranks."""
     return [{"question": f"{tree.question.family}:{tree.question.id}", "family": tree.question.family, "m": m, "structure": structure(design.script),
              "status": execution.status, "runs": execution.status not in ("invalid_script", "crashed"),
-             "reward": tree.rewards_M_N[m, n].item(), "calls": len(execution.calls),
+             "reward": tree.rewards_M_N[m, n].item(), "calls": len(execution.calls), "agents": len({call.agent for call in execution.calls}),
              "design_entropy": -mean(design.logprobs), "call_entropy": -mean(p for call in execution.calls for p in call.logprobs)}
             for tree in trees for m, design in enumerate(tree.designs) for n, execution in enumerate(tree.executions[m])]
 
@@ -226,7 +208,7 @@ def measure(rows: list[dict]) -> dict:
     between = mean((mean(rewards) - mean(questions[question])) ** 2 for (question, _), rewards in designs.items())
     return {"reward": mean(row["reward"] for row in valid), "designer_reward": mean(means),
             "executor_reward": mean(row["reward"] for row in valid if row["calls"]),
-            "valid_designs": mean(row["runs"] for row in valid), "calls": mean(row["calls"] for row in valid),
+            "valid_designs": mean(row["runs"] for row in valid), "calls": mean(row["calls"] for row in valid), "agents": mean(row["agents"] for row in valid),
             "design_entropy": mean(row["design_entropy"] for row in valid),
             "call_entropy": mean(row["call_entropy"] for row in valid if row["calls"]),
             "equal_groups": mean(len(set(rewards)) == 1 for rewards in questions.values()), "variance_between_designs": between,
@@ -244,7 +226,7 @@ def draw(out: pathlib.Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    rows = [json.loads(line) for line in _whole_lines(out / "metrics.jsonl")]
+    rows = [json.loads(line) for line in whole_lines(out / "metrics.jsonl")]
     if not rows:
         return
     steps = [row["step"] for row in rows]

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 import cli
 import credit
+import pages
 import runs
 import tasks
 from cli import log
@@ -160,6 +161,7 @@ SMALL = Config(preset="small", model="Qwen/Qwen3-0.6B", tasks="gsm8k", steps=200
 PAPER = replace(SMALL, preset="paper", model="Qwen/Qwen3-8B", tasks="paper", steps=400, questions=8, phase_steps=30, lr=5e-6, design_tokens=8192,
                 reply_tokens=8192, max_calls=16, execution_tokens=65536, execution_seconds=3600.0, max_length=16384, batch_tokens=16384, shard=True,
                 train_size=50_000)
+REPORT_SECONDS = 20.0  # report.html is written anew that often
 PRESETS = {"tiny": Config(), "small": SMALL, "paper": PAPER}
 
 
@@ -201,7 +203,7 @@ class Trainer:
         self.engine = open_engine(config.engine, self.policy, sharded(config), config.gpu_memory)  # before the learner divides the weights
         torch.manual_seed(config.seed)
         self.learner = Learner(self.policy, config)
-        self.step = runs.restore(state, self.learner) if state else 0
+        self.step, self.reported = runs.restore(state, self.learner) if state else 0, 0.0
         self.records = runs.Records(out, self.step, config.tracker) if rank == 0 else None
 
     def batch_of(self, step: int) -> list[tasks.Question]:
@@ -242,10 +244,11 @@ class Trainer:
             clock.lap("update")
             self.step = step + 1
             row = {"step": step, "trained_roles": sorted(roles), **runs.measure(gather(runs.facts(trees))), **update, **clock.row()}
-            row |= before if step == 0 else {}
+            row |= {"episode_reward": rewards[0].mean().item()} | (before if step == 0 else {})
             if self.rank == 0:
                 self.records.write("metrics", row)
-                self.records.write("episodes", runs.episode(step, trees[0], designer_Q_M[0], executor_Q_M_N[0], self.policy.text))
+                self.records.write("episodes", pages.episode(step, trees[0], designer_Q_M[0], executor_Q_M_N[0], self.policy))
+                self.report(every=REPORT_SECONDS)
             if self.step < config.steps and config.eval_every and self.step % config.eval_every == 0:
                 await self.evaluate(grow, amend=True)
             if bar.disable and self.rank == 0 and self.step % config.phase_steps == 0:
@@ -295,11 +298,18 @@ class Trainer:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def report(self, every: float = 0.0) -> None:
+        """Write report.html, unless it is younger than `every` seconds."""
+        if time.monotonic() - self.reported >= every:
+            pages.write_report(self.out)
+            self.reported = time.monotonic()
+
     def save(self) -> None:
         state = self.learner.state()
         if self.rank == 0:
             runs.save(self.out, self.learner, self.step, state)
             runs.draw(self.out)
+            self.report()
 
 
 class Clock:
@@ -378,6 +388,7 @@ def main(argv) -> None:
     work(config, rank)
     if rank == 0:
         runs.draw(pathlib.Path(config.out))
+        pages.write_report(pathlib.Path(config.out))
         runs.report(pathlib.Path(config.out))
 
 

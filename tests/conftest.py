@@ -1,7 +1,9 @@
 """What the tests share: the tiny model, a sandbox, and engines whose replies are scripted."""
 import asyncio
+import contextlib
 import json
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -21,6 +23,9 @@ from rollout import Rollout  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 from tasks import Question  # noqa: E402
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder ../shared with real data is not beside the checkout")
 
 
@@ -29,6 +34,8 @@ class Scripted:
 
     def __init__(self, policy, speak):
         self.policy, self.speak, self.prompts, self.tokens, self.seconds = policy, speak, [], 0, 0.0
+
+    asking = contextlib.nullcontext
 
     async def gather(self, *coroutines):
         return list(await asyncio.gather(*coroutines))

@@ -35,7 +35,8 @@ def test_benchmarks_of_any_kind_in_one_table(tmp_path):
 
 def test_ask_shows_the_run(tmp_path):
     said = command("--ask", "What is 37 * 52 + 418?", "--seed", 1, cwd=tmp_path)
-    assert all(part in said for part in ("question  What is 37 * 52 + 418?", "design", "outcome", "cost")), said
+    assert all(part in said for part in ("question: What is 37 * 52 + 418?", "design 1", "outcome: ", "cost: ")), said
+    assert "─" not in said and "reward" not in said  # into a pipe, and without a gold answer
 
 
 def test_interval_and_pass_at_k():
