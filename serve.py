@@ -66,6 +66,7 @@ class Server:
         """A POST of {"question": TEXT}: the answer is the run so far, anew in every line, until it has ended."""
         try:
             text = (await request.json())["question"].strip()
+            text.encode()  # half a character is not text
         except (ValueError, KeyError, TypeError, AttributeError):
             raise web.HTTPBadRequest(text="a question is JSON: {\"question\": TEXT}") from None
         if not text:

@@ -3,11 +3,18 @@
 let run = data.episode;
 const chosen = { design: 0, execution: 0 };
 const toggled = new Map(); // which calls a reader has opened or closed
-const SHADED = 4000; // tokens of a text that are shaded one by one; a longer one is shown plain
+const SHADED = 4000, PART = 20000; // tokens of a text that are shaded one by one, a longer one is shown plain; characters that are laid out at once
 
 // ------------------------------------------------------------------------------------------------------------------ texts
 
+function pre(kind, text) { // a very long text in parts, of which the browser lays out those in view
+  if (text.length <= PART) return el("pre", { class: kind }, text);
+  const parts = Array.from({ length: Math.ceil(text.length / PART) }, (_, i) => text.slice(i * PART, (i + 1) * PART));
+  return el("pre", { class: kind }, parts.map((part) => el("span", { class: "part" }, part)));
+}
+
 function code(text) {
+  if (text.length > PART) return pre("code", text);
   const pattern = /("""[^]*?"""|'''[^]*?'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(#[^\n]*)|\b(for|while|if|elif|else|def|return|in|not|and|or|import|from|lambda|break|continue|None|True|False)\b|\b(Agent|ask_all|vote|judge|reflect|debate|route|submit)(?=\s*\()/g;
   const kinds = ["string", "comment", "keyword", "block"];
   const parts = [];
@@ -20,7 +27,7 @@ function code(text) {
 }
 
 function shaded(tokens, logprobs, text) {
-  if (!tokens || tokens.length === 0 || tokens.length > SHADED) return el("pre", {}, text);
+  if (!tokens || tokens.length === 0 || tokens.length > SHADED || text.length > PART) return pre("tokens", text);
   return el("pre", { class: "tokens" }, tokens.map((token, i) => {
     const span = el("span", { title: `probability ${Math.exp(logprobs[i]).toFixed(3)}` }, token);
     span.style.backgroundColor = `rgba(var(--shade), ${Math.min(0.45, -logprobs[i] * 0.12).toFixed(3)})`;
@@ -140,9 +147,9 @@ function callItem(call, i) {
   const body = () => [
     el("dl", {}, el("dt", {}, "tokens"), el("dd", {}, `${call.prompt_tokens} in, ${call.completion_tokens} out` + (unsure === null ? "" : `; mean −log p ${show(unsure)}`)),
       el("dt", {}, "read"), el("dd", {}, call.reads.map((j) => (j < 0 ? "the question" : `call ${j + 1}`)).join(", ") || "nothing that was said before")),
-    el("h3", {}, "Prompt"), call.messages.map((message) => [el("p", { class: "quiet" }, message.role), el("pre", { class: "prompt" }, message.content)]),
+    el("h3", {}, "Prompt"), call.messages.map((message) => [el("p", { class: "quiet" }, message.role), pre("prompt", message.content)]),
     el("h3", {}, "Reply"), shaded(call.tokens, call.logprobs, call.text),
-    call.tool_output === null ? null : [el("h3", {}, "The tool's output"), el("pre", { class: "tool" }, call.tool_output)]];
+    call.tool_output === null ? null : [el("h3", {}, "The tool's output"), pre("tool", call.tool_output)]];
   const filled = () => { if (item.open && item.childElementCount === 1) item.append(...body().flat(Infinity).filter((node) => node !== null)); };
   item.addEventListener("toggle", () => { toggled.set(name, item.open); filled(); });
   filled();
@@ -157,8 +164,8 @@ function toggleAll(open) {
 
 function outcome(design, execution) {
   const tokens = design.completion_tokens + execution.calls.reduce((sum, call) => sum + call.completion_tokens, 0);
-  const facts = [["outcome", (execution.status || "running") + (execution.detail ? `: ${execution.detail}` : "")], ["answer", execution.answer === null ? "–" : execution.answer],
-    ["right answer", run.gold || "not known"], ["reward", show(execution.reward)], ["cost", `${plural(execution.calls.length, "call")}, ${plural(tokens, "token")} with the design`]];
+  const facts = [["outcome", (execution.status || "running") + (execution.detail ? `: ${cut(execution.detail, 2000)}` : "")], ["answer", execution.answer === null ? "–" : cut(execution.answer, 2000)],
+    ["right answer", cut(run.gold, 2000) || "not known"], ["reward", show(execution.reward)], ["cost", `${plural(execution.calls.length, "call")}, ${plural(tokens, "token")} with the design`]];
   return el("dl", { class: "outcome" }, facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
@@ -171,12 +178,12 @@ function card(design, execution, e) {
 
 function parts() {
   if (!run) return [];
-  const head = [el("h2", {}, "The question"), el("pre", { id: "asked" }, run.question),
-    el("p", { class: "quiet" }, [run.step === null ? "" : `step ${run.step}`, run.family || "", run.gold ? `right answer: ${run.gold}` : ""].filter(Boolean).join(", "))];
+  const head = [el("h2", {}, "The question"), fill(pre("question", run.question), { id: "asked" }, []),
+    el("p", { class: "quiet" }, [run.step === null ? "" : `step ${run.step}`, run.family || "", run.gold ? `right answer: ${cut(run.gold, 2000)}` : ""].filter(Boolean).join(", "))];
   if (!run.designs.length) return head;
   const design = run.designs[chosen.design], execution = design.executions[chosen.execution];
   const many = run.designs.length > 1 || design.executions.length > 1;
-  const designed = [el("h2", {}, `Design ${chosen.design + 1}: ${design.structure}`), design.error ? el("p", { class: "bad" }, design.error) : null, code(design.script),
+  const designed = [el("h2", {}, `Design ${chosen.design + 1}: ${design.structure}`), design.error ? el("p", { class: "bad" }, cut(design.error, 2000)) : null, code(design.script),
     design.text ? el("details", { id: "written" }, el("summary", {}, `What the designer wrote, ${plural(design.completion_tokens, "token")}, shaded where it was unsure`),
       shaded(design.tokens, design.logprobs, design.text)) : null];
   return [...head, many ? tree() : [], designed, execution ? [
@@ -211,7 +218,7 @@ async function ask(question, signal) {
     run = message;
     Object.assign(chosen, { design: 0, execution: 0 });
     render();
-    status.textContent = run.designs[0].executions[0].status === null ? "the agents are answering …" : "done";
+    if (run.designs.length) status.textContent = run.designs[0].executions[0].status === null ? "the agents are answering …" : "done";
   }
 }
 
