@@ -177,14 +177,15 @@ def write_report(out: pathlib.Path, every: bool = False) -> None:
     """Write report.html of a run's folder, and the pages of the episodes that it links; `every`: of all. Each file whole or not at all."""
     try:
         rows = [json.loads(line) for line in whole_lines(out / "metrics.jsonl")]
-        config = json.loads((out / "config.json").read_text())
+        config, episodes = json.loads((out / "config.json").read_text()), open(out / "episodes.jsonl", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: no run to report on ({error})") from None
     places = picked(rows)
     (out / "episodes").mkdir(exist_ok=True)
-    for row, line in zip(rows, whole_lines(out / "episodes.jsonl")):  # a line a step in both
-        if every or row["step"] in places and not episode_path(out, row["step"]).exists():
-            atomic_write(episode_path(out, row["step"]), run_page(json.loads(line)))
+    with episodes:
+        for row, line in zip(rows, episodes):  # a line a step in both
+            if every or row["step"] in places and not episode_path(out, row["step"]).exists():
+                atomic_write(episode_path(out, row["step"]), run_page(json.loads(line)))
     links = [{"step": row["step"], "place": places.get(row["step"], ""), "reward": row["episode_reward"], "page": f"episodes/{episode_path(out, row['step']).name}"}
              for row in rows if every or row["step"] in places]
     atomic_write(out / "report.html", report_page(config, rows, links))

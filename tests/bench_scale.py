@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
+import runs  # noqa: E402
 import train  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 
@@ -29,7 +30,8 @@ SIZES = {"base": {}, "2 Q": {"questions": 24}, "2 M": {"designs": 16}, "2 N": {"
 async def steps(config, folder) -> list[dict]:
     """The metrics of a short run, but for its first step."""
     out = pathlib.Path(tempfile.mkdtemp(dir=folder))
-    trainer = train.Trainer(replace(config, out=str(out)), out, 0, "cpu")
+    config = replace(config, out=str(out))
+    trainer = train.Trainer(config, runs.open_folder(config, 0), 0, "cpu")
     async with Sandbox() as sandbox:
         await trainer.train(sandbox)
     trainer.records.close()

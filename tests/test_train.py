@@ -226,7 +226,8 @@ def test_an_engine_that_is_gone_stops_the_run_and_keeps_what_is_done(tmp_path, m
 
 
 def small_trainer(out):
-    return train.Trainer(train.Config(questions=3, designs=2, executions=2, steps=3, eval_size=1, eval_fixed=False, train_size=30, out=str(out)), out, 0, "cpu")
+    config = train.Config(questions=3, designs=2, executions=2, steps=3, eval_size=1, eval_fixed=False, train_size=30, out=str(out))
+    return train.Trainer(config, runs.open_folder(config, 0), 0, "cpu")
 
 
 def run_here(trainer):
