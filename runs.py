@@ -197,6 +197,13 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def by_family(rows: list[dict]) -> dict:
+    """Of each family of questions: the accuracy, and how often each kind of design was chosen."""
+    parts = {family: [row for row in rows if row["family"] == family] for family in sorted({row["family"] for row in rows})}
+    return {family: {"accuracy": mean(row["reward"] for row in part), "designs": dict(Counter(row["structure"] for row in part).most_common())}
+            for family, part in parts.items()}
+
+
 def measure(rows: list[dict]) -> dict:
     """The metrics of a step, from the facts of all its executions; the README explains each."""
     valid = [row for row in rows if row["status"] != "infrastructure"]
@@ -206,12 +213,13 @@ def measure(rows: list[dict]) -> dict:
         questions.setdefault(row["question"], []).append(row["reward"])
     means = [mean(rewards) for rewards in designs.values()]
     between = mean((mean(rewards) - mean(questions[question])) ** 2 for (question, _), rewards in designs.items())
+    within = mean((row["reward"] - mean(designs[row["question"], row["m"]])) ** 2 for row in valid)
     return {"reward": mean(row["reward"] for row in valid), "designer_reward": mean(means),
             "executor_reward": mean(row["reward"] for row in valid if row["calls"]),
             "valid_designs": mean(row["runs"] for row in valid), "calls": mean(row["calls"] for row in valid), "agents": mean(row["agents"] for row in valid),
             "design_entropy": mean(row["design_entropy"] for row in valid),
             "call_entropy": mean(row["call_entropy"] for row in valid if row["calls"]),
-            "equal_groups": mean(len(set(rewards)) == 1 for rewards in questions.values()), "variance_between_designs": between,
+            "equal_groups": mean(len(set(rewards)) == 1 for rewards in questions.values()), "variance_between_designs": between, "variance_within_designs": within,
             "infrastructure": len(rows) - len(valid), "statuses": dict(Counter(row["status"] for row in rows)),
             "structures": dict(Counter(row["structure"] for row in rows))}
 

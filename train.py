@@ -27,7 +27,6 @@ import os
 import pathlib
 import signal
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -262,16 +261,13 @@ class Trainer:
         """The held-out questions, the same every time, each answered once; with `fixed`, by every hand-written design too.
         What the infrastructure spoiled is left out. `amend`: add the result to the last line of the metrics."""
         mine, seed = self.held_out[self.rank::world_size()], (self.config.seed, "held-out")
-        rows, families = await self.valid(grow, mine, seed), {}
-        for family in sorted({row["family"] for row in rows}):
-            part = [row for row in rows if row["family"] == family]
-            families[family] = {"accuracy": runs.mean(row["reward"] for row in part),
-                                "designs": dict(Counter(row["structure"] for row in part).most_common())}
+        rows = await self.valid(grow, mine, seed)
         found = {"eval_accuracy": runs.mean(row["reward"] for row in rows), "eval_valid_designs": runs.mean(row["runs"] for row in rows),
-                 "eval_families": families}
+                 "eval_families": runs.by_family(rows)}
         if fixed:
-            found["eval_fixed"] = {name: runs.mean(row["reward"] for row in await self.valid(grow, mine, seed, script))
-                                   for name, script in FIXED.items()}
+            answers = {name: await self.valid(grow, mine, seed, script) for name, script in FIXED.items()}
+            found["eval_fixed"] = {name: runs.mean(row["reward"] for row in rows) for name, rows in answers.items()}
+            found["eval_fixed_families"] = {name: {family: part["accuracy"] for family, part in runs.by_family(rows).items()} for name, rows in answers.items()}
         if amend and self.rank == 0:
             self.records.amend(found)
         return found
