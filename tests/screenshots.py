@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import pages
@@ -43,6 +44,7 @@ def main(out: pathlib.Path):
         page.screenshot(path=DOCS / "report.png", full_page=True)
         browser.close()
     for name in ("run", "tree", "report"):
+        Image.open(DOCS / f"{name}.png").convert("RGB").quantize(128).save(DOCS / f"{name}.png", optimize=True)
         print(f"docs/{name}.png: {(DOCS / f'{name}.png').stat().st_size / 1000:.0f} kB")
 
 

@@ -2,7 +2,7 @@
 
 const rows = data.rows, steps = rows.map((row) => row.step);
 const W = 640, H = 230, LEFT = 52, RIGHT = 10, TOP = 10, BOTTOM = 24;
-const COLOURS = ["#2f6fd0", "#c56a00", "#2a8a4a", "#a03aa8", "#8a6d1f", "#c03a3a", "#3a8f9c", "#6b7280", "#7a52c7", "#4d7a1f"];
+const COLOURS = ["#2f6fd0", "#c56a00", "#2a8a4a", "#a03aa8", "#8a6d1f", "#c03a3a", "#3a8f9c", "#6b7280", "#7a52c7", "#4d7a1f", "#d0749f", "#1f5f5f", "#b08d57", "#40405c"];
 const of = (key) => rows.map((row) => (row[key] === undefined ? null : row[key]));
 
 const x = (i) => LEFT + (rows.length < 2 ? 0.5 : i / (rows.length - 1)) * (W - LEFT - RIGHT);

@@ -70,7 +70,7 @@ function tree() {
 
 // ------------------------------------------------------------------------------------------------------------------ the graph
 
-const WIDTH = 140, HEIGHT = 46, GAP_X = 36, GAP_Y = 16;
+const WIDTH = 132, HEIGHT = 46, GAP_X = 30, GAP_Y = 16;
 const cut = (text, length) => (text.length > length ? text.slice(0, length - 1) + "…" : text);
 
 function asks(calls) { // the turns of one agent in one round are one node
@@ -89,17 +89,18 @@ function asks(calls) { // the turns of one agent in one round are one node
 function box(x, y, title, line, options) {
   return svg("g", { class: `node ${options.class || ""}`, transform: `translate(${x} ${y})`, ...options.attributes },
     svg("title", {}, options.title || title), svg("rect", { width: WIDTH, height: HEIGHT, rx: 6 }),
-    svg("text", { x: 9, y: 19 }, cut(title, 18)), svg("text", { x: 9, y: 37, class: "small" }, cut(line, 20)));
+    svg("text", { x: 9, y: 19 }, cut(title, 17)), svg("text", { x: 9, y: 37, class: "small" }, cut(line, 19)));
 }
 
-function path(from, to, kind) {
+function path(from, to, kind) { // over more than one round it goes below the agents in between
+  const bow = to.x - from.x > WIDTH + GAP_X ? 44 : 0;
   const [x1, y1, x2, y2] = [from.x + WIDTH, from.y + HEIGHT / 2, to.x - 3, to.y + HEIGHT / 2], bend = Math.max(20, (x2 - x1) / 2);
-  return svg("path", { class: `edge ${kind}`, d: `M${x1} ${y1} C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`, "marker-end": "url(#arrow)" });
+  return svg("path", { class: `edge ${kind}`, d: `M${x1} ${y1} C${x1 + bend} ${y1 + bow} ${x2 - bend} ${y2 + bow} ${x2} ${y2}`, "marker-end": "url(#arrow)" });
 }
 
 function graph(execution, e) {
   const nodes = asks(execution.calls), rounds = [...new Set(nodes.map((node) => node.round))], width = Math.max(1, ...rounds.map((r) => nodes.filter((n) => n.round === r).length));
-  const total = width * (HEIGHT + GAP_Y) - GAP_Y + 30, middle = 24 + (width * (HEIGHT + GAP_Y) - GAP_Y - HEIGHT) / 2;
+  const total = width * (HEIGHT + GAP_Y) - GAP_Y + 48, middle = 24 + (width * (HEIGHT + GAP_Y) - GAP_Y - HEIGHT) / 2;
   const question = { x: 4, y: middle }, answer = { x: 4 + (rounds.length + 1) * (WIDTH + GAP_X), y: middle };
   nodes.forEach((node) => {
     const row = nodes.filter((other) => other.round === node.round), space = (width - row.length) * (HEIGHT + GAP_Y) / 2;
@@ -115,8 +116,8 @@ function graph(execution, e) {
   if (submitted) edges.push(...voters.filter((node) => node !== submitted).map((node) => path(node, answer, agree.includes(node) ? "" : "vote")), path(submitted, answer, "answer"));
   const ended = execution.status === null ? "…" : execution.answer !== null ? execution.answer : execution.status;
   const open = (node) => { choose(chosen.design, e); openCall(node.last); };
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `graph of execution ${e + 1}` }, svg("svg", {
-    width: answer.x + WIDTH + 6, height: total, role: "group", "aria-label": `${plural(nodes.length, "ask")} in ${plural(rounds.length, "round")}`,
+  const wide = answer.x + WIDTH + 6, picture = svg("svg", {
+    viewBox: `0 0 ${wide} ${total}`, role: "group", "aria-label": `${plural(nodes.length, "ask")} in ${plural(rounds.length, "round")}`,
   }, svg("defs", {}, svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto" }, svg("path", { d: "M0 0L8 4L0 8z" }))),
   rounds.map((round, i) => svg("text", { class: "small", x: 4 + (i + 1) * (WIDTH + GAP_X), y: 14 }, `round ${i + 1}`)), edges,
   box(question.x, question.y, "question", run.question, {}),
@@ -125,7 +126,9 @@ function graph(execution, e) {
     attributes: { id: `node-${e}-${node.first}`, role: "button", tabindex: 0, "aria-label": `${node.agent}, round ${rounds.indexOf(node.round) + 1}` +
       (node.answer !== null ? `, answers ${cut(node.answer, 60)}` : "") + (node.tools ? `, ${plural(node.tools, "tool run")}` : ""),
       onclick: () => open(node), onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(node); } } },
-  })), box(answer.x, answer.y, voters.length > 1 ? `answer: ${agree.length || 1} of ${voters.length}` : "answer", ended, { class: "submitted" })));
+  })), box(answer.x, answer.y, voters.length > 1 ? `answer: ${agree.length || 1} of ${voters.length}` : "answer", ended, { class: "submitted" }));
+  Object.assign(picture.style, { width: "100%", maxWidth: `${wide}px`, minWidth: `${0.72 * wide}px` }); // shrinks a little before it has to be scrolled
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `graph of execution ${e + 1}` }, picture);
 }
 
 // ------------------------------------------------------------------------------------------------------------------ calls

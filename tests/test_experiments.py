@@ -1,0 +1,80 @@
+"""The claims' runner: what a run leaves, what the numbers mean, what is skipped, what is drawn."""
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+import cli
+import experiments
+from experiments import CLAIMS, Comparison, collapsed, final, interval, oracle, own, verdict
+
+
+def row(arm, seed, curve, tokens=100):
+    part = {"eval_families": {"a": {"accuracy": curve[-1], "designs": {"vote": 3}}, "b": {"accuracy": 0.5, "designs": {"single": 1}}},
+            "eval_fixed": {"x": 0.4, "y": 0.6}, "eval_fixed_families": {"x": {"a": 0.2, "b": 1.0}, "y": {"a": 0.8, "b": 0.0}}}
+    return {"arm": arm, "seed": seed, "flags": "", "evals": [[10 * i, tokens * i, accuracy] for i, accuracy in enumerate(curve)], "before": part, "after": part,
+            "variance": {"between": 0.1, "within": 0.2}, "seconds": 1}
+
+
+def test_the_numbers():
+    one = row("x", 0, [0.0, 0.2, 0.8, 0.4, 0.3, 0.2])
+    assert final(one) == pytest.approx(0.3) and final(one, 250) == pytest.approx(1.0 / 3) and collapsed(one) == 1.0 and collapsed(row("x", 0, [0.2, 0.4, 0.4])) == 0.0
+    assert oracle(one["after"]) == pytest.approx(0.75 * 0.8 + 0.25 * 1.0) and own(one["after"]) == pytest.approx(0.75 * 0.2 + 0.25 * 0.5)
+    from math import sqrt
+    mean, low, high = interval([0.0, 0.1, 0.2, 0.3, 0.4])  # t of 4 degrees of freedom: 2.776
+    assert mean == pytest.approx(0.2) and high - mean == pytest.approx(2.776 * sqrt(0.025) / sqrt(5)) and low == pytest.approx(2 * mean - high)
+    assert [verdict(0.1, 0.2), verdict(-0.2, -0.1), verdict(-0.1, 0.1)] == ["holds", "does not", "can't be told"]
+
+
+def test_pairs_are_of_one_seed_and_at_equal_tokens():
+    results = {("stagewise", seed): row("stagewise", seed, [0.0, 0.8, 0.9, 0.9 + seed / 10]) for seed in range(3)}
+    results |= {("designer", seed): row("designer", seed, [0.0, 0.25, 0.25, 0.25], tokens=50) for seed in (0, 2)}
+    assert CLAIMS[1].comparisons[0].over_seeds(results, range(3)) == pytest.approx([0.4 - 0.25] * 2)  # both up to 150 tokens, and no seed 1
+
+
+def test_every_arm_is_a_run_that_train_accepts():
+    import train
+    for arm, flags in experiments.ARMS.items():
+        config = cli.flags(train.Config, f"{experiments.COMMON} {flags}".split(), "")
+        train.check(config, 1)
+        assert config.designs * config.executions == 16
+    assert {arm for claim in CLAIMS.values() for arm in claim.arms} == set(experiments.ARMS)
+
+
+def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
+    """Two workers, real trainings of two steps; the second call has nothing left to do; a row's numbers are those of its metrics."""
+    monkeypatch.setattr(experiments, "COMMON", "--eval-every 1 --threads 1 --steps 2 --questions 3 --designs 2 --executions 2 --eval-size 8")
+    monkeypatch.setattr(experiments, "HERE", tmp_path)
+    (tmp_path / "train.py").write_text(f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nrunpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n")
+    caplog.set_level("INFO", logger="metaagent")
+    experiments.main(["--claim", "1", "--seeds", "1", "--results", str(tmp_path / "results"), "--workers", "2"])
+    rows = experiments.read(tmp_path / "results" / "runs.jsonl")
+    assert set(rows) == {("stagewise", 0), ("designer", 0)} and "2 runs to do" in caplog.text
+    metrics = [json.loads(line) for line in (tmp_path / "runs" / "experiments" / "designer-0" / "metrics.jsonl").read_text().splitlines()]
+    assert rows["designer", 0]["evals"] == [[0, 0, metrics[0]["eval_before"]], [2, metrics[0]["tokens"] + metrics[1]["tokens"], metrics[1]["eval_accuracy"]]]
+    caplog.clear()
+    experiments.main(["--claim", "1", "--seeds", "1", "--results", str(tmp_path / "results")])
+    assert "0 runs to do, 2 done" in caplog.text and (tmp_path / "results" / "claim-1.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.skipif(not experiments.PUBLISHED.exists(), reason="no results are published yet")
+def test_the_readme_and_figures_are_drawn_from_the_published_runs(tmp_path):
+    results = experiments.read(experiments.PUBLISHED)
+    table = re.search(r"<!-- claims -->\n(.*?)\n<!-- /claims -->", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert table == experiments.table(results) == (ROOT / "results" / "table.md").read_text().strip()
+    experiments.draw(results, tmp_path)
+    drawn = {path.name: path for path in tmp_path.glob("*.svg")}
+    assert set(drawn) == {path.name for path in (ROOT / "results").glob("*.svg")} and drawn
+
+    def shapes(path):  # paths and texts, without what differs between releases of matplotlib
+        return re.findall(r' d="([^"]+)"', path.read_text())
+
+    assert all(shapes(path) == shapes(ROOT / "results" / name) for name, path in drawn.items())
+
+
+def test_bad_flags(capsys):
+    for flags in (["--claim", "9"], ["--seeds", "0"], ["--seeds", "99"]):
+        with pytest.raises(experiments.BadInput, match="--claim"):
+            experiments.main(flags)
+    assert isinstance(CLAIMS[6].comparisons[0], Comparison)
