@@ -55,6 +55,8 @@ PORTION = 64  # questions that are answered at once
 class Config:
     model: str = "tiny"
     """A folder in Hugging Face format, or a Hub id."""
+    designer: str | None = None
+    """A model of its own for the designer role, where --model is the executor only."""
     tasks: str = "arithmetic"
     """Sets to evaluate on: names, rg:GENERATOR or paths to .jsonl files, comma-separated."""
     modes: str = "single,self-consistency,fixed,metaagent"
@@ -293,8 +295,12 @@ async def run(config: Config) -> list[Result]:
     else:
         policy = Policy(cli.model_path(config.model), cli.device(), config.max_length, cli.dtype(config.dtype))
         engine = open_engine(config.engine, policy, memory=config.gpu_memory)
+    designer = None
+    if config.designer:
+        other = Policy(cli.model_path(config.designer), cli.device(), config.max_length, cli.dtype(config.dtype))
+        designer = open_engine("hf", other), other
     async with Sandbox(config.sandbox) as sandbox:
-        grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature)
+        grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature, designer)
         if config.serve:
             await serve.Server(engine, policy, sandbox, budget, config).run()
         if config.ask is not None:

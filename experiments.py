@@ -28,8 +28,9 @@ from tasks import BadInput
 
 PUBLISHED = HERE / "results" / "runs.jsonl"
 COMMON = "--eval-every 10 --threads 1"  # one thread each, so that two runs share two cores and a rerun is bit for bit the same
+CROSSED = (0, 50, 100)  # steps of the stagewise run whose designers and executors are paired
 ARMS = {
-    "stagewise": "",
+    "stagewise": "--keep-every 50",
     "designer": "--stage designer",
     "executor": "--stage executor",
     "coupled": "--stage both",
@@ -41,7 +42,7 @@ ARMS = {
     "1 x 16": "--designs 1 --executions 16",
     "groups by design": "--executor-group design",
     "no anchor": "--anchor 0",
-}
+}  # and "crossed": no training, but evaluations of the stagewise run's models
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95 %, for 1 to 9 degrees of freedom
 
 
@@ -49,13 +50,35 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Studen
 
 def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
     """Train one arm with one seed, or go on with it, and return its row. Raises BadInput with train.py's own line."""
+    if arm == "crossed":
+        return crossed(seed, folder)
     out = folder / f"{arm.replace(' ', '-')}-{seed}"
     resume = ["--resume"] if (out / "config.json").exists() else []
     command = [sys.executable, str(HERE / "train.py"), *shlex.split(f"{COMMON} {ARMS[arm]}"), "--seed", str(seed), "--out", str(out), *resume]
+    execute(command)
+    return summary(arm, seed, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+
+
+def execute(command: list[str]) -> None:
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         raise BadInput(f"{shlex.join(command[1:])}: {(process.stderr.strip().splitlines() or ['killed'])[-1]}")
-    return summary(arm, seed, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+
+
+def crossed(seed: int, folder: pathlib.Path) -> dict:
+    """Held-out accuracy with the designer of one step and the executor of another, two answers a question: matrix[designer][executor]."""
+    steps = folder / f"stagewise-{seed}" / "steps"
+    if not (steps / str(CROSSED[-1])).exists():
+        run("stagewise", seed, folder)
+    models = {step: str(steps / str(step)) if step else "tiny" for step in CROSSED}
+    flags = f"--tasks arithmetic --modes metaagent --samples 2 --limit 100 --design-tokens 96 --reply-tokens 48 --max-calls 8 --threads 1 --seed {seed}"
+    matrix = {designer: {} for designer in CROSSED}
+    for designer in CROSSED:
+        for executor in CROSSED:
+            out = folder / f"crossed-{seed}" / f"{designer}-{executor}"
+            execute([sys.executable, str(HERE / "eval.py"), *flags.split(), "--designer", models[designer], "--model", models[executor], "--out", str(out)])
+            matrix[designer][executor] = json.loads((out / "results.json").read_text())["results"][0]["accuracy"]
+    return {"arm": "crossed", "seed": seed, "flags": flags, "matrix": {str(key): {str(step): value for step, value in part.items()} for key, part in matrix.items()}}
 
 
 def summary(arm: str, seed: int, rows: list[dict]) -> dict:
@@ -146,6 +169,11 @@ def against(one: str, other: str) -> Comparison:
     return Comparison(f"{one} - {other}", (one, other), difference)
 
 
+def cell(what: str, one, other) -> Comparison:
+    """A cell (designer's step, executor's step) of the crossed evaluation minus another."""
+    return Comparison(what, ("crossed",), lambda row: row["matrix"][str(one[0])][str(one[1])] - row["matrix"][str(other[0])][str(other[1])])
+
+
 @dataclass(frozen=True)
 class Claim:
     title: str
@@ -162,6 +190,10 @@ CLAIMS = {
         against("stagewise", "designer"),
         Comparison("stagewise - the oracle of the start's executor", ("stagewise",), lambda row: final(row) - oracle(row["before"])),
         Comparison("that oracle - designer", ("designer",), lambda row: oracle(row["before"]) - final(row)))),
+    2: Claim("Both roles improve throughout", "the paper's cross-evaluation", (
+        cell("designer of the end - of the start, executor of the start", (100, 0), (0, 0)), cell("executor of the end - of the start, designer of the start", (0, 100), (0, 0)),
+        cell("designer of the end - of the start, executor of the end", (100, 100), (0, 100)), cell("executor of the end - of the start, designer of the end", (100, 100), (100, 0)),
+        cell("designer of the end - of the middle, executor of the end", (100, 100), (50, 100)), cell("executor of the end - of the middle, designer of the end", (100, 100), (100, 50)))),
     3: Claim("Stagewise beats coupled and single-role training", "44.8 against 36.7, 38.6 and 39.6 (math average); K = 30 best, 1 collapses", (
         against("stagewise", "coupled"), against("stagewise", "executor"), against("stagewise", "phases of 1"), against("stagewise", "phases of 30"),
         against("stagewise", "no anchor"))),
@@ -208,16 +240,14 @@ def draw(results: dict, folder: pathlib.Path) -> None:
         if not arms:
             continue
         figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
-        (side_by_side if number == 6 else curves)(axis, arms)
+        {2: matrix, 6: side_by_side}.get(number, curves)(axis, arms)
         axis.set_title(f"{number}. {claim.title}", fontsize=9, wrap=True)
-        axis.set_ylim(0, 1.02)
-        axis.grid(alpha=0.3)
         figure.savefig(folder / f"claim-{number}.svg", metadata={"Date": None})
         plt.close(figure)
 
 
 def curves(axis, arms):
-    for colour, (arm, rows) in zip([f"C{i}" for i in range(10)], arms.items()):
+    for colour, (arm, rows) in zip((f"C{i}" for i in range(10)), arms.items()):
         for row in rows:
             axis.plot([step for step, *_ in row["evals"]], [accuracy for *_, accuracy in row["evals"]], color=colour, alpha=0.2, linewidth=0.8)
         steps = [step for step, *_ in rows[0]["evals"]]
@@ -225,9 +255,20 @@ def curves(axis, arms):
         axis.plot(steps, means, color=colour, linewidth=2.2, label=f"{arm} ({len(rows)})")
     level = statistics.fmean(oracle(row["before"]) for rows in arms.values() for row in rows)
     axis.axhline(level, color="grey", linestyle=":", label="best fixed design by family, before training")
-    axis.set_xlabel("step")
-    axis.set_ylabel("held-out accuracy of own designs")
+    axis.set(xlabel="step", ylabel="held-out accuracy of own designs", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
+
+
+def matrix(axis, arms):
+    rows = arms["crossed"]
+    values = [[statistics.fmean(row["matrix"][str(designer)][str(executor)] for row in rows) for executor in CROSSED] for designer in CROSSED]
+    axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    axis.set(xlabel="executor after so many steps", ylabel=f"designer after so many steps ({len(rows)} seeds)", xticks=range(len(CROSSED)), yticks=range(len(CROSSED)),
+             xticklabels=CROSSED, yticklabels=CROSSED)
 
 
 def side_by_side(axis, arms):
@@ -237,7 +278,8 @@ def side_by_side(axis, arms):
     axis.bar(names, [statistics.fmean(value) for value in values], color=["C7"] * (len(names) - 2) + ["C1", "C0"], alpha=0.7)
     for x, value in enumerate(values):
         axis.plot([x] * len(value), value, "k.", markersize=4)
-    axis.set_ylabel("held-out accuracy, same weights, after training")
+    axis.set(ylabel="held-out accuracy, same weights, after training", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
 
 
 def publish(results: dict, folder: pathlib.Path) -> None:
@@ -254,7 +296,7 @@ def compare(rows: dict) -> str:
     """New runs beside the published ones: is each inside of the published seeds' range?"""
     published, lines = read(PUBLISHED), []
     for (arm, seed), row in sorted(rows.items()):
-        known = [final(other) for (name, _), other in published.items() if name == arm]
+        known = [final(other) for (name, _), other in published.items() if name == arm and "evals" in other]
         if known:
             mean, low, high = interval(known) if len(known) > 1 else (known[0],) * 3
             same = "the same as published" if (arm, seed) in published and published[arm, seed]["evals"] == row["evals"] else "published for this seed: " + \
@@ -268,7 +310,7 @@ def compare(rows: dict) -> str:
 @dataclass(frozen=True)
 class Config:
     claim: int = 0
-    """Of which claim: 1, 3, 4, 5, 6; 0 is all of them."""
+    """Of which claim: 1 to 6; 0 is all of them."""
     seeds: int = 5
     """Seeds 0 to S - 1 of every arm."""
     results: str = "runs/experiments"
@@ -290,15 +332,16 @@ def main(argv) -> None:
     done, arms = read(folder / "runs.jsonl"), dict.fromkeys(arm for number, claim in CLAIMS.items() if config.claim in (0, number) for arm in claim.arms)
     todo = [(arm, seed) for seed in range(config.seeds) for arm in arms if (arm, seed) not in done]
     log.info(f"{len(arms)} arms, {config.seeds} seeds: {len(todo)} runs to do, {len(arms) * config.seeds - len(todo)} done; about eight minutes each")
-    with concurrent.futures.ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
-        try:
-            for finished in concurrent.futures.as_completed([pool.submit(run, arm, seed, HERE / "runs" / "experiments") for arm, seed in todo]):
-                row = finished.result()
-                with open(folder / "runs.jsonl", "a") as file:
-                    file.write(json.dumps(row) + "\n")
-                log.info(f"{row['arm']}, seed {row['seed']}: {row['evals'][0][2]:.3f} -> {final(row):.3f} in {row['seconds']} s")
-        finally:
-            pool.shutdown(cancel_futures=True)  # stopped, or one failed: the rest is not begun
+    for part in ([one for one in todo if one[0] != "crossed"], [one for one in todo if one[0] == "crossed"]):  # the trainings before what is made of them
+        with concurrent.futures.ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
+            try:
+                for finished in concurrent.futures.as_completed([pool.submit(run, arm, seed, HERE / "runs" / "experiments") for arm, seed in part]):
+                    row = finished.result()
+                    with open(folder / "runs.jsonl", "a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    log.info(f"{row['arm']}, seed {row['seed']}" + (f": {row['evals'][0][2]:.3f} -> {final(row):.3f} in {row['seconds']} s" if "evals" in row else ""))
+            finally:
+                pool.shutdown(cancel_futures=True)  # stopped, or one failed: the rest is not begun
     results = {key: row for key, row in read(folder / "runs.jsonl").items() if key[0] in arms and key[1] < config.seeds}
     publish(read(folder / "runs.jsonl"), folder)
     log.info(compare(results))

@@ -38,7 +38,9 @@ class Tree:
 class Rollout:
     """Grows trees with one engine and one sandbox.."""
 
-    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), design_tokens: int = 1024, temperature: float = 1.0):
+    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), design_tokens: int = 1024, temperature: float = 1.0, designer=None):
+        """designer: (engine, policy) of the designer role, where it is another model."""
+        self.designer = designer or (engine, policy)
         self.engine, self.policy, self.design_tokens, self.temperature = engine, policy, design_tokens, temperature
         self.executor = Executor(engine, policy, sandbox, budget, temperature)
 
@@ -63,7 +65,7 @@ class Rollout:
             sampled = Design(fixed)
         else:
             try:
-                sampled = await design(self.engine, self.policy, question, seed, self.design_tokens, self.temperature)
+                sampled = await design(*self.designer, question, seed, self.design_tokens, self.temperature)
             except EngineError as error:
                 return Design("", error=str(error)), [(Execution((), None, "infrastructure", str(error)), 0.0)] * N
         return sampled, await self.engine.gather(*(self.leaf(sampled, question, (*seed, n)) for n in range(N)))

@@ -5,6 +5,7 @@
     episodes.jsonl   whole runs: designs, calls, tools, answers, rewards and advantages of one question a step
     curves.png       reward by role, held-out accuracy, designs, outcomes, with the stages as bands
     report.html      the same and more as a page (pages.py), written anew while the run goes on; episodes/ has the pages that it links
+    steps/N/         with --keep-every: the model after N steps, a Hugging Face folder
     checkpoint/      a Hugging Face folder plus trainer.pt: optimiser, random state, step, config
 
 A checkpoint is written beside the old one and swapped in by renames: a kill at any moment leaves a whole one, the new or the
@@ -40,7 +41,7 @@ def resolve(config_class, argv, description: str, presets: dict):
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     saved = read_config(pathlib.Path(config.out), config_class)
     config = flags(config_class, argv, description, default=saved)
-    free = {"steps", "eval_every", "eval_fixed", "save_every", "threads", "tracker", "out", "resume", "data_dir", "batch_tokens", "checkpointing", "gpu_memory"}
+    free = {"steps", "eval_every", "eval_fixed", "save_every", "keep_every", "threads", "tracker", "out", "resume", "data_dir", "batch_tokens", "checkpointing", "gpu_memory"}
     changed = [field.name for field in fields(config_class)
                if field.name not in free and getattr(config, field.name) != getattr(saved, field.name)]
     if changed:
@@ -91,6 +92,20 @@ def save(out: pathlib.Path, learner, step: int, state: dict) -> None:
         os.rename(current, old)  # a kill here leaves `old`, which `find` knows
     os.rename(new, current)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def keep(out: pathlib.Path, step: int) -> None:
+    """Keep the model of the checkpoint just written as `out`/steps/`step`. Raises BadInput (disk full) and then leaves nothing."""
+    folder = out / "steps" / str(step)
+    new = folder.with_suffix(".new")
+    for old in (new, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        shutil.copytree(out / "checkpoint", new, ignore=shutil.ignore_patterns("trainer.pt"))
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise BadInput(f"{folder}: could not be written ({str(error)[:120]})") from error
+    os.rename(new, folder)
 
 
 def _sync(folder):

@@ -139,6 +139,8 @@ class Config:
     """In the first and the last evaluation, answer by every hand-written design too."""
     save_every: int = 30
     """Save a checkpoint every so many steps, and at the end."""
+    keep_every: int = 0
+    """Also keep the model of every so many steps, in steps/ (0: none)."""
     seed: int = 0
     """Of everything that is drawn."""
     threads: int = 0
@@ -169,7 +171,7 @@ def check(config: Config, world: int) -> None:
     for name in "steps questions designs executions phase_steps design_tokens reply_tokens max_calls batch_tokens execution_tokens train_size eval_size".split():
         if getattr(config, name) < 1:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("eval_every", "save_every", "threads", "kl", "anchor", "weight_decay", "max_length", "gpus"):
+    for name in ("eval_every", "save_every", "keep_every", "threads", "kl", "anchor", "weight_decay", "max_length", "gpus"):
         if not getattr(config, name) >= 0:
             raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
     for name in ("lr", "grad_clip", "clip_low", "clip_high", "execution_seconds", "gpu_gb"):
@@ -253,7 +255,7 @@ class Trainer:
             if bar.disable and self.rank == 0 and self.step % config.phase_steps == 0:
                 log.info(f"step {self.step}/{config.steps}: {'+'.join(sorted(roles))} learned, reward {row['reward']:.2f}")
             bar.set_postfix(designer=f"{row['designer_reward']:.2f}", executor=f"{row['executor_reward']:.2f}", learns=row["trained_roles"])
-            if self.step == config.steps or config.save_every and self.step % config.save_every == 0:
+            if self.step == config.steps or any(every and self.step % every == 0 for every in (config.save_every, config.keep_every)):
                 self.save()
         await self.evaluate(grow, fixed=config.eval_fixed, amend=True)  # also when a run is resumed that was stopped just here
 
@@ -304,6 +306,8 @@ class Trainer:
         state = self.learner.state()
         if self.rank == 0:
             runs.save(self.out, self.learner, self.step, state)
+            if self.config.keep_every and self.step % self.config.keep_every == 0:
+                runs.keep(self.out, self.step)
             runs.draw(self.out)
             self.report()
 

@@ -50,7 +50,7 @@ def wait_for_steps(process, out, count):
 def straight(tmp_path_factory):
     """Six steps without a stop: what the interrupted runs must equal."""
     out = tmp_path_factory.mktemp("straight") / "run"
-    process = start("--steps", 6, "--out", out)
+    process = start("--steps", 6, "--keep-every", 3, "--out", out)
     said = finish(process)[0]
     return out, said
 
@@ -69,6 +69,9 @@ def test_a_run_leaves_its_records(straight):
     assert len(episodes) == 6 and len(episodes[0]["designs"]) == 2 and len(episodes[0]["designs"][0]["executions"]) == 2
     assert (out / "curves.png").stat().st_size > 10_000 and json.loads((out / "config.json").read_text())["questions"] == 6
     assert Policy(str(out / "checkpoint")).model is not None
+    kept = [load_file(out / folder / "model.safetensors") for folder in ("steps/3", "steps/6", "checkpoint")]
+    assert all(torch.equal(kept[1][name], kept[2][name]) for name in kept[2]) and not all(torch.equal(kept[0][name], kept[2][name]) for name in kept[2])
+    assert sorted(path.name for path in (out / "steps").iterdir()) == ["3", "6"] and not (out / "steps" / "3" / "trainer.pt").exists()
 
 
 def test_killed_and_resumed_equals_straight(straight, tmp_path):
