@@ -15,7 +15,6 @@ infrastructure outcome, counted, never a score of 0.
 Test: `pytest tests/test_vllm.py tests/test_engines.py`. Read next: designer.py.
 """
 import asyncio
-import contextlib
 import itertools
 import json
 import logging
@@ -50,7 +49,7 @@ async def gather(*coroutines) -> list:
 class VLLMEngine:
     """vLLM in this process. Build it after torch.distributed, on every rank; it reseeds torch's generator."""
 
-    gather, asking = staticmethod(gather), contextlib.nullcontext
+    gather = staticmethod(gather)
 
     def __init__(self, policy, memory: float = 0.5, max_batch: int = 256):
         """Loads the weights from where the policy's came. memory: share of the GPU's memory, weights and cache. Raises BadInput."""
@@ -192,7 +191,7 @@ class ChatEngine:
         self.model, self.gate, self.tries, self.pause = model, asyncio.Semaphore(concurrency), tries, pause
         self.tokens, self.seconds, self.cpu_seconds, self.retries = 0, 0.0, 0.0, 0
 
-    gather, asking = staticmethod(gather), contextlib.nullcontext
+    gather = staticmethod(gather)
 
     def pieces(self, ids) -> list[str]:
         return []  # a server tells texts, not tokens

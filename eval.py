@@ -302,7 +302,7 @@ async def run(config: Config) -> list[Result]:
     async with Sandbox(config.sandbox) as sandbox:
         grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature, designer)
         if config.serve:
-            await serve.Server(engine, policy, sandbox, budget, config).run()
+            await serve.Server(grow, config).run()
         if config.ask is not None:
             await ask(config, grow, policy)
             return []
@@ -317,7 +317,7 @@ async def ask(config: Config, grow, policy) -> None:
     tree, = await grow([tasks.Question("asked", config.ask, config.gold)], config.designs, config.executions, (config.seed, "ask"))
     rewards, valid = stack([tree])
     advantages = (credit.designer_advantages(rewards, valid)[0], credit.executor_advantages(rewards, valid)[0]) if config.gold else (None, None)
-    shown = pages.episode(None, tree, *advantages, policy)
+    shown = pages.episode(None, tree, *advantages, policy, grow.designer[1])
     log.info(pages.as_text(shown, lines=sys.stdout.isatty()))
     if config.html:
         cli.atomic_write(pathlib.Path(config.html), pages.run_page(shown))
@@ -342,10 +342,14 @@ def check(config: Config) -> None:
         raise tasks.BadInput(f"--temperature {config.temperature}: must be 0 or more")
     if config.ask is not None and not config.ask.strip():
         raise tasks.BadInput("--ask: the question is empty")
-    if config.html and config.ask is None:
+    if any("\ud800" <= character <= "\udfff" for character in (config.ask or "") + config.gold):
+        raise tasks.BadInput("--ask, --gold: not a text in UTF-8")
+    if config.html is not None and config.ask is None:
         raise tasks.BadInput("--html: a page of what? It goes with --ask")
-    if config.html and not pathlib.Path(config.html).parent.is_dir():
-        raise tasks.BadInput(f"--html {config.html}: no such folder")
+    if config.html is not None and (not pathlib.Path(config.html).name or pathlib.Path(config.html).is_dir() or not pathlib.Path(config.html).parent.is_dir()):
+        raise tasks.BadInput(f"--html {config.html!r}: has to be a file in a folder that exists")
+    if config.serve and config.ask is not None:
+        raise tasks.BadInput("--serve, --ask: one or the other")
     if not 0 <= config.port < 1 << 16:
         raise tasks.BadInput(f"--port {config.port}: a number from 0 (any free one) to 65535")
     if config.ask is None and not config.serve:

@@ -9,7 +9,7 @@ pairs. A claim is a list of comparisons, each with a direction; the mean of the 
 holds, does not (the interval lies on the other side of 0), can't be told. The plan was in LOG.md before the first run.
 
 Scores are held-out accuracy of the model's own designs: *final* is the mean of the last three evaluations (every 10 steps), *best* the highest. Where
-arms sample different numbers of tokens, both are read at the number that the thriftier arm of the pair used up.
+arms sample different numbers of tokens, both are read at 80, 90 and 100 % of what the thriftier arm of the pair used up.
 Test: `pytest tests/test_experiments.py`.
 """
 import concurrent.futures
@@ -17,10 +17,14 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+
+import numpy
 
 import cli
 from cli import HERE, log
@@ -59,16 +63,23 @@ def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
     return summary(arm, seed, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
 
 
+RUNNING = set()  # trainings and evaluations: when this program ends, they do
+
+
 def execute(command: list[str]) -> None:
-    process = subprocess.run(command, capture_output=True, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    RUNNING.add(process)
+    said = process.communicate()[1]
+    RUNNING.discard(process)
     if process.returncode:
-        raise BadInput(f"{shlex.join(command[1:])}: {(process.stderr.strip().splitlines() or ['killed'])[-1]}")
+        raise BadInput(f"{shlex.join(command[1:])}: {(said.strip().splitlines() or ['killed'])[-1]}")
 
 
 def crossed(seed: int, folder: pathlib.Path) -> dict:
     """Held-out accuracy with the designer of one step and the executor of another, two answers a question: matrix[designer][executor]."""
     steps = folder / f"stagewise-{seed}" / "steps"
-    if not (steps / str(CROSSED[-1])).exists():
+    if not all((steps / str(step)).exists() for step in CROSSED if step):  # trained elsewhere, or without keeping them
+        shutil.rmtree(steps.parent, ignore_errors=True)
         run("stagewise", seed, folder)
     models = {step: str(steps / str(step)) if step else "tiny" for step in CROSSED}
     flags = f"--tasks arithmetic --modes metaagent --samples 2 --limit 100 --design-tokens 96 --reply-tokens 48 --max-calls 8 --threads 1 --seed {seed}"
@@ -103,9 +114,11 @@ def read(path: pathlib.Path) -> dict:
 
 # ------------------------------------------------------------------------------------------------------------ the numbers
 
-def final(row, tokens: float = float("inf")) -> float:
-    """Mean of the last three evaluations, of those at which at most `tokens` had been sampled."""
-    return statistics.fmean([accuracy for _, used, accuracy in row["evals"] if used <= tokens][-3:])
+def final(row, tokens: float | None = None) -> float:
+    """Mean of the last three evaluations; or of what lies, on straight lines between evaluations, at 80, 90 and 100 % of `tokens`."""
+    if tokens is None:
+        return statistics.fmean(accuracy for *_, accuracy in row["evals"][-3:])
+    return statistics.fmean(numpy.interp([0.8 * tokens, 0.9 * tokens, tokens], [used for _, used, _ in row["evals"]], [accuracy for *_, accuracy in row["evals"]]).tolist())
 
 
 def best(row) -> float:
@@ -198,8 +211,7 @@ CLAIMS = {
         against("stagewise", "coupled"), against("stagewise", "executor"), against("stagewise", "phases of 1"), against("stagewise", "phases of 30"),
         against("stagewise", "no anchor"))),
     4: Claim("Hierarchical rollouts: several executions of each design", "M=4, N=4 against M=8, N=1: 40.0 against 33.3 (AIME24)", (
-        against("stagewise", "16 x 1"), against("4 x 4", "16 x 1"), against("stagewise", "2 x 8"), against("stagewise", "1 x 16"),
-        Comparison("variance of a design's reward estimate, 16 x 1 - stagewise (8 x 2)", ("16 x 1", "stagewise"), lambda a, b: a["variance"]["within"] - b["variance"]["within"] / 2))),
+        against("stagewise", "16 x 1"), against("4 x 4", "16 x 1"), against("stagewise", "2 x 8"), against("stagewise", "1 x 16"),)),
     5: Claim("Role-aware credit: executions are compared within the question", "the paper's choice", (against("stagewise", "groups by design"),)),
     6: Claim("Structure adapts to the task", "18.9 / 70.0 / 11.1 % single / reflection / ensemble on AIME24, 55.2 / 43.8 / 1.0 % on APPS", (
         Comparison("own designs - best fixed design, same weights", ("stagewise",), lambda row: own(row["after"]) - best_fixed(row["after"])),
@@ -216,13 +228,11 @@ def table(results: dict) -> str:
     seeds = sorted({seed for _, seed in results})
     lines = ["| claim | the paper | ours: mean difference (95 % interval, seeds) | verdict |", "|---|---|---|---|"]
     for number, claim in CLAIMS.items():
-        for place, comparison in enumerate(claim.comparisons):
-            found = comparison.over_seeds(results, seeds)
-            if len(found) < 2:
-                continue
+        decided = [(comparison, found) for comparison in claim.comparisons if len(found := comparison.over_seeds(results, seeds)) > 1]
+        for comparison, found in decided:
             mean, low, high = interval(found)
-            name = f"{number}. {claim.title}" if place == 0 else ""
-            lines.append(f"| {name} | {claim.paper if place == 0 else ''} | {comparison.what}: {mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(found)}) | {verdict(low, high)} |")
+            first = (f"{number}. {claim.title}", claim.paper) if comparison is decided[0][0] else ("", "")
+            lines.append(f"| {first[0]} | {first[1]} | {comparison.what}: {mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(found)}) | {verdict(low, high)} |")
     return "\n".join(lines)
 
 
@@ -326,7 +336,10 @@ def main(argv) -> None:
     if config.claim not in (0, *CLAIMS) or not 1 <= config.seeds <= 10 or config.workers < 0:
         raise BadInput(f"--claim {config.claim} --seeds {config.seeds}: claims are {', '.join(map(str, CLAIMS))} (0: all), seeds 1 to 10, workers 0 or more")
     if config.draw:
+        if not PUBLISHED.exists():
+            raise BadInput(f"--draw: no published results ({PUBLISHED})")
         return publish(read(PUBLISHED), PUBLISHED.parent)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = pathlib.Path(config.results).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     done, arms = read(folder / "runs.jsonl"), dict.fromkeys(arm for number, claim in CLAIMS.items() if config.claim in (0, number) for arm in claim.arms)
@@ -340,8 +353,11 @@ def main(argv) -> None:
                     with open(folder / "runs.jsonl", "a") as file:
                         file.write(json.dumps(row) + "\n")
                     log.info(f"{row['arm']}, seed {row['seed']}" + (f": {row['evals'][0][2]:.3f} -> {final(row):.3f} in {row['seconds']} s" if "evals" in row else ""))
-            finally:
-                pool.shutdown(cancel_futures=True)  # stopped, or one failed: the rest is not begun
+            except BaseException:  # a boundary: stopped, or one failed; the others are stopped, and go on next time
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in set(RUNNING):
+                    process.terminate()
+                raise
     results = {key: row for key, row in read(folder / "runs.jsonl").items() if key[0] in arms and key[1] < config.seeds}
     publish(read(folder / "runs.jsonl"), folder)
     log.info(compare(results))

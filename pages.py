@@ -9,7 +9,7 @@ with its style, its script and the episode as JSON inside: it needs no network, 
 
 What a model wrote is data here. In the page's source it is JSON in which no tag can end; the scripts of web/ hand it to the document as text,
 never as markup; and the page's own policy lets nothing run but those scripts, by their hash. Characters that are not seen, or that
-turn text around, are shown as what they are.
+turn text around, are shown as what they are (but for the joiners that emoji and some scripts need).
 Test: `pytest tests/test_pages.py`. Read next: serve.py.
 """
 import base64
@@ -19,28 +19,35 @@ import pathlib
 import re
 
 from cli import HERE, atomic_write, command, flags
+from credit import design_rewards
 from designer import KINDS, kind_of, structure
 from programs import last_program
 from tasks import BadInput, final_answer
 
 WEB = HERE / "web"
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]")
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
+                    "\ud800-\udfff\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\U000e0100-\U000e01ef]")
 
 
 # ---------------------------------------------------------------------------------------------------------------- episodes
 
-def episode(step: int | None, tree, designer_M, executor_M_N, policy) -> dict:
+def episode(step: int | None, tree, designer_M, executor_M_N, policy, designer=None) -> dict:
     """A tree (rollout.Tree) as plain data: what was designed, who said what, who read it, where credit went.
 
-    designer_M, executor_M_N: advantages, or None where there is no reward; then `reward` is None too."""
-    question = tree.question
+    designer_M, executor_M_N: advantages, or None where nothing is known of rewards. `reward` and `advantage` are None there, and where the
+    infrastructure failed. designer: the policy of the designer role, if it is another."""
+    question, (means, some) = tree.question, design_rewards(tree.rewards_M_N[None], tree.valid_M_N[None])
+
+    def credit(known, reward, advantage):
+        return {"reward": reward.item(), "advantage": advantage.item()} if known else {"reward": None, "advantage": None}
+
+    def executions(m):
+        return [execution_row(execution, question, policy)
+                | (credit(tree.valid_M_N[m, n], tree.rewards_M_N[m, n], executor_M_N[m, n]) if executor_M_N is not None else {}) for n, execution in enumerate(tree.executions[m])]
+
     return {"step": step, "question": question.prompt, "family": question.family, "gold": question.answer, "designs": [
-        design_row(design, question, policy) | {
-            "reward": None if designer_M is None else tree.rewards_M_N[m].mean().item(), "advantage": None if designer_M is None else designer_M[m].item(),
-            "executions": [execution_row(execution, question, policy) | {
-                "reward": None if designer_M is None else tree.rewards_M_N[m, n].item(), "advantage": None if designer_M is None else executor_M_N[m, n].item()}
-                for n, execution in enumerate(tree.executions[m])]}
-        for m, design in enumerate(tree.designs)]}
+        design_row(design, question, designer or policy) | {"executions": executions(m)}
+        | (credit(some[0, m], means[0, m], designer_M[m]) if designer_M is not None else {}) for m, design in enumerate(tree.designs)]}
 
 
 def design_row(design, question, policy) -> dict:
@@ -49,7 +56,9 @@ def design_row(design, question, policy) -> dict:
 
 
 def tokens_of(completion, policy) -> dict:
-    return {"tokens": policy.pieces(completion.completion_ids) if completion.logprobs else [], "logprobs": [round(p, 4) for p in completion.logprobs]}
+    """The tokens to shade; none where an engine tells none, or where they don't make up the text."""
+    tokens = policy.pieces(completion.completion_ids) if completion.logprobs else []
+    return {"tokens": tokens if "".join(tokens).startswith(completion.text) else [], "logprobs": [round(p, 4) for p in completion.logprobs]}
 
 
 def execution_row(execution, question, policy) -> dict:
@@ -160,7 +169,7 @@ def report_page(config: dict, rows: list[dict], episodes: list[dict]) -> str:
     """The page of a training run. rows: of metrics.jsonl. episodes: step, place, reward and page of those that are linked."""
     shares = [{kind: sum(count for name, count in row["structures"].items() if kind_of(name) == kind) for kind in KINDS} for row in rows]
     return page("report", {"config": config, "rows": [row | {"kinds": share} for row, share in zip(rows, shares)], "episodes": episodes,
-                           "running": len(rows) < config["steps"]})
+                           "running": len(rows) < config["steps"] or "eval_accuracy" not in rows[-1]})  # the last evaluation comes after the last step
 
 
 def picked(rows: list[dict]) -> dict[int, str]:
@@ -177,17 +186,16 @@ def write_report(out: pathlib.Path, every: bool = False) -> None:
     """Write report.html of a run's folder, and the pages of the episodes that it links; `every`: of all. Each file whole or not at all."""
     try:
         rows = [json.loads(line) for line in whole_lines(out / "metrics.jsonl")]
-        config, episodes = json.loads((out / "config.json").read_text()), open(out / "episodes.jsonl", encoding="utf-8")
+        config, episodes = json.loads((out / "config.json").read_text()), whole_lines(out / "episodes.jsonl") if rows else ()
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: no run to report on ({error})") from None
     places = picked(rows)
     (out / "episodes").mkdir(exist_ok=True)
-    with episodes:
-        for row, line in zip(rows, episodes):  # a line a step in both
-            if every or row["step"] in places and not episode_path(out, row["step"]).exists():
-                atomic_write(episode_path(out, row["step"]), run_page(json.loads(line)))
+    for row, line in zip(rows, episodes):  # a line a step in both
+        if every or row["step"] in places and not episode_path(out, row["step"]).exists():
+            atomic_write(episode_path(out, row["step"]), run_page(json.loads(line)))
     links = [{"step": row["step"], "place": places.get(row["step"], ""), "reward": row["episode_reward"], "page": f"episodes/{episode_path(out, row['step']).name}"}
-             for row in rows if every or row["step"] in places]
+             for row in rows if (every or row["step"] in places) and episode_path(out, row["step"]).exists()]
     atomic_write(out / "report.html", report_page(config, rows, links))
 
 
@@ -196,11 +204,16 @@ def episode_path(out: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def whole_lines(path: pathlib.Path):
-    """The lines of a file but for a last one that a kill cut off."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield line[:-1]
+    """The lines of a file, one at a time, but for a last one that a kill cut off. Raises OSError at once if there is none."""
+    file = open(path, encoding="utf-8")
+
+    def lines():
+        with file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield line[:-1]
+
+    return lines()
 
 
 def main(argv) -> None:

@@ -15,7 +15,6 @@ Shapes: B rows, T positions, V vocabulary.
 Test: `pytest tests/test_policy.py`. Read next: scorer.py.
 """
 import asyncio
-import contextlib
 import copy
 import hashlib
 import os
@@ -113,7 +112,8 @@ class Policy:
         """The text of each token, special ones too. Of tokens that make up one character together, the last has it."""
         found, start = [], 0
         for end in range(1, len(ids) + 1):
-            piece = self.tokenizer.decode(ids[start:end])
+            before = ids[max(0, start - 1):start]  # with the token before: some decoders drop a text's first space
+            piece = self.tokenizer.decode(ids[max(0, start - 1):end])[len(self.tokenizer.decode(before)):]
             whole = not piece.endswith("\N{REPLACEMENT CHARACTER}") or end - start == 4 or end == len(ids)
             found.append(piece if whole else "")
             start = end if whole else start
@@ -143,7 +143,7 @@ class HFEngine:
     """Batches what waits: when every coroutine that could still ask is waiting for a sample, the batch runs.
 
     So rounds are the same in every run, whatever the timing of scripts and tools. `live` counts the coroutines that could
-    still ask: it starts with one, the caller; `gather` turns one into several. Whose sample is complete goes on at once, its
+    still ask: it starts with one, the caller; `gather` turns one into several (a server sets it to -inf: nobody waits for others). Whose sample is complete goes on at once, its
     script starts and its tools run, while the batch decodes the longer ones. In fp32 the weights are the trainer's own; in bf16, or when
     the trainer holds only a part of them (`own`), they are a copy.
     """
@@ -154,16 +154,6 @@ class HFEngine:
         self.model = copy.deepcopy(policy.model).to(policy.device, policy.dtype).requires_grad_(False) if own else policy.model
         self.live, self.waiting, self.running = 1, [], None
         self.tokens, self.seconds, self.cpu_seconds = 0, 0.0, 0.0  # sampled, spent sampling; of that, this thread's CPU time
-
-    @contextlib.contextmanager
-    def asking(self):
-        """Within it one coroutine more could ask: a server's request, which comes and goes."""
-        self.live += 1
-        try:
-            yield
-        finally:
-            self.live -= 1
-            self._run_if_all_wait()
 
     async def gather(self, *coroutines) -> list:
         """asyncio.gather for coroutines that sample."""

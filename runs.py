@@ -158,6 +158,9 @@ class Records:
             kept = [line for line in whole_lines(path) if json.loads(line)["step"] < step] if path.exists() else []
             atomic_write(path, "".join(line + "\n" for line in kept))
             self.files[name] = open(path, "a", encoding="utf-8")
+        for page in (out / "episodes").glob("*.html"):
+            if int(page.stem) >= step:
+                page.unlink()
 
     def write(self, name: str, row: dict) -> None:
         self.files[name].write(json.dumps(row) + "\n")

@@ -9,6 +9,7 @@ Test: `pytest tests/test_serve.py`. Read next: credit.py.
 """
 import asyncio
 import json
+import math
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -26,24 +27,28 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @web.middleware
 async def from_here(request, handler):
     """Refuse other hosts and other origins."""
-    host, origin = urlsplit(f"//{request.headers.get('Host', '')}"), request.headers.get("Origin")
-    if host.hostname not in LOOPBACK or origin is not None and urlsplit(origin).netloc != host.netloc:
-        raise web.HTTPForbidden(text="this server answers its own page only")
-    if request.method == "POST" and (origin is None or request.content_type != "application/json"):
+    origin = request.headers.get("Origin")
+    try:
+        host = urlsplit(f"//{request.headers.get('Host', '')}")
+        allowed = host.hostname in LOOPBACK and (origin is None or urlsplit(origin).netloc == host.netloc)
+    except ValueError:  # not even addresses
+        allowed = False
+    if not allowed or request.method == "POST" and (origin is None or request.content_type != "application/json"):
         raise web.HTTPForbidden(text="this server answers its own page only")
     return await handler(request)
 
 
 class Server:
-    """Answers questions with one engine and one sandbox, any number at once."""
+    """Answers questions, any number at once."""
 
-    def __init__(self, engine, policy, sandbox, budget, config):
-        """config: eval.Config. Every question of a run of the server has a seed of its own."""
-        self.engine, self.policy, self.sandbox, self.budget, self.config, self.asked = engine, policy, sandbox, budget, config, 0
+    def __init__(self, grow, config):
+        """grow: a Rollout, whose engines, sandbox and budget are used. config: eval.Config. Every question has a seed of its own."""
+        self.grow, self.config, self.asked = grow, config, 0
 
     async def run(self) -> None:
         """Serve until it is cancelled. Raises BadInput if the port is taken."""
-        self.engine.live = 0  # this coroutine samples nothing itself
+        for engine, _ in (self.grow.designer, (self.grow.engine, None)):
+            engine.live = -math.inf  # whoever asks is served as soon as the engine is free: nobody waits for another's script
         app = web.Application(middlewares=[from_here])
         app.add_routes([web.get("/", self.page), web.post("/ask", self.ask)])
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0, access_log=None)
@@ -67,7 +72,7 @@ class Server:
         try:
             text = (await request.json())["question"].strip()
             text.encode()  # half a character is not text
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError):
             raise web.HTTPBadRequest(text="a question is JSON: {\"question\": TEXT}") from None
         if not text:
             raise web.HTTPBadRequest(text="the question is empty")
@@ -88,17 +93,18 @@ class Server:
 
     async def answer(self, question, seed, send) -> None:
         """Design and execute; `send` gets the episode at every step. A failing engine is told, not raised."""
+        (engine, designing), policy, config, executor = self.grow.designer, self.grow.policy, self.config, self.grow.executor
+
         def shown(sampled=None, execution=None):
-            rows = [] if sampled is None else [pages.design_row(sampled, question, self.policy) | {"executions": [pages.execution_row(execution, question, self.policy)]}]
+            rows = [] if sampled is None else [pages.design_row(sampled, question, designing) | {"executions": [pages.execution_row(execution, question, policy)]}]
             return {"step": None, "question": question.prompt, "family": "", "gold": "", "designs": rows}
 
         try:
-            with self.engine.asking():
-                send(shown())
-                sampled = await design(self.engine, self.policy, question, seed, self.config.design_tokens, self.config.temperature)
-                send(shown(sampled, Execution((), None, None)))
-                executor = Executor(self.engine, self.policy, self.sandbox, self.budget, self.config.temperature,
-                                    watch=lambda calls: send(shown(sampled, Execution(calls, None, None))))
-                send(shown(sampled, await executor.execute(sampled, question, (*seed, 0))))
+            send(shown())
+            sampled = await design(engine, designing, question, seed, config.design_tokens, config.temperature)
+            send(shown(sampled, Execution((), None, None)))
+            watched = Executor(executor.engine, policy, executor.sandbox, executor.budget, executor.temperature,
+                               watch=lambda calls: send(shown(sampled, Execution(calls, None, None))))
+            send(shown(sampled, await watched.execute(sampled, question, (*seed, 0))))
         except EngineError as error:
             send({"error": str(error)})

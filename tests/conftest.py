@@ -1,6 +1,5 @@
 """What the tests share: the tiny model, a sandbox, and engines whose replies are scripted."""
 import asyncio
-import contextlib
 import json
 import pathlib
 import shutil
@@ -34,8 +33,6 @@ class Scripted:
 
     def __init__(self, policy, speak):
         self.policy, self.speak, self.prompts, self.tokens, self.seconds = policy, speak, [], 0, 0.0
-
-    asking = contextlib.nullcontext
 
     async def gather(self, *coroutines):
         return list(await asyncio.gather(*coroutines))

@@ -9,6 +9,8 @@ from conftest import ROOT
 
 import cli
 import eval as evaluation
+import experiments
+import pages
 import runs
 import sandbox
 import sft
@@ -78,6 +80,15 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (evaluation, "--limit 0", "--limit"),
     (evaluation, "--tasks gsm8k --data-dir {}", "gsm8k*.jsonl"),
     (evaluation, "--ask ", "--ask"),
+    (evaluation, "--ask \udcff", "UTF-8"),
+    (evaluation, "--ask x --html .", "--html"),
+    (evaluation, "--ask x --html {}/nowhere/run.html", "--html"),
+    (evaluation, "--ask x --designs 0", "--designs"),
+    (evaluation, "--html run.html", "--ask"),
+    (evaluation, "--serve --port 99999", "--port"),
+    (evaluation, "--serve --ask x", "--serve"),
+    (pages, "{}/nowhere", "no run to report on"),
+    (experiments, "--claim 99", "--claim"),
     (evaluation, "--temperature -1", "--temperature"),
     (evaluation, "--model {}/nowhere --tasks arithmetic", "nowhere"),
     (sft, "--data {}/samples.jsonl --out {}/m", "role"),

@@ -75,6 +75,16 @@ def test_tokens_are_the_text(shown, policy):
     assert "".join(policy.pieces(ids)) == "é 😀 漢字 x" and len(policy.pieces(ids)) == len(ids)
 
 
+def test_what_the_infrastructure_spoiled_has_no_reward(policy):
+    """One execution right, one lost with the sandbox: the design's reward is 1, as in training, and the lost one's is not known."""
+    lost = replace(execute(policy, FIXED["single"], r"\boxed{42}")[0], status="infrastructure", answer=None, submitted=None)
+    tree = Tree(QUESTION, (Design(FIXED["single"]),), ((execute(policy, FIXED["single"], r"\boxed{42}")[0], lost),), torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]]))
+    rewards, valid = stack([tree])
+    shown = pages.episode(0, tree, credit.designer_advantages(rewards, valid)[0], credit.executor_advantages(rewards, valid)[0], policy)
+    assert shown["designs"][0]["reward"] == 1.0 and [one["reward"] for one in shown["designs"][0]["executions"]] == [1.0, None]
+    assert pages.as_text(shown).count("reward: ") == 1
+
+
 def test_the_tree_in_a_terminal(shown):
     drawn, plain = pages.as_text(shown), pages.as_text(shown, lines=False)
     assert "├─ design 1: debate, reward 0.50" in drawn and "│  └─ execution 2" in drawn and re.search(r"round 2\n.*solver", drawn)
@@ -125,14 +135,16 @@ def test_the_report_of_a_run(run):
     assert all(sum(row["kinds"].values()) == sum(row["structures"].values()) for row in data["rows"]) and not list(run.glob("**/*.tmp"))
 
 
-def test_a_report_that_can_be_watched(run, tmp_path):
+@pytest.mark.parametrize("episodes", [0, 1])
+def test_a_report_that_can_be_watched(run, tmp_path, episodes):
     """In the middle of a run: what there is, marked as running; a line that is being written is left out."""
     for name in ("config.json", "metrics.jsonl", "episodes.jsonl"):
         text = (run / name).read_text()
-        (tmp_path / name).write_text(text if name == "config.json" else text.split("\n")[0] + "\n" + text.split("\n")[1][:50])
+        whole = {"config.json": None, "metrics.jsonl": 1, "episodes.jsonl": episodes}[name]
+        (tmp_path / name).write_text(text if whole is None else "".join(line + "\n" for line in text.split("\n")[:whole]) + text.split("\n")[whole][:50])
     pages.write_report(tmp_path)
     data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "report.html").read_text(), re.DOTALL)[1])
-    assert data["running"] and [row["step"] for row in data["rows"]] == [0] and [one["page"] for one in data["episodes"]] == ["episodes/00000.html"]
+    assert data["running"] and [row["step"] for row in data["rows"]] == [0] and [one["page"] for one in data["episodes"]] == ["episodes/00000.html"] * episodes
 
 
 def test_no_run_no_report(tmp_path):

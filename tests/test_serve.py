@@ -2,10 +2,12 @@
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -15,6 +17,7 @@ import eval as evaluation
 import serve
 from executor import Budget
 from policy import EngineError, HFEngine
+from rollout import Rollout
 from sandbox import Sandbox
 from tasks import BadInput
 
@@ -45,7 +48,7 @@ async def serving(engine, policy):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     async with Sandbox() as sandbox:
-        server = asyncio.ensure_future(serve.Server(engine, policy, sandbox, Budget(calls=8, reply_tokens=48), evaluation.Config(design_tokens=96, port=port)).run())
+        server = asyncio.ensure_future(serve.Server(Rollout(engine, policy, sandbox, Budget(calls=8, reply_tokens=48)), evaluation.Config(design_tokens=96, port=port)).run())
         for _ in range(500):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -99,7 +102,7 @@ def test_several_at_once_on_the_real_engine(policy):
         async with serving(engine, policy) as (url, sandbox), aiohttp.ClientSession() as session:
             runs = await asyncio.gather(*(one(session, url, number) for number in range(8)))
         assert [lines[-1]["question"] for lines in runs] == [f"What is {number} + 4?" for number in range(8)]
-        assert all(lines[-1]["designs"][0]["executions"][0]["status"] for lines in runs) and engine.live == 0 and not engine.waiting
+        assert all(lines[-1]["designs"][0]["executions"][0]["status"] for lines in runs) and not engine.waiting
 
     asyncio.run(go())
 
@@ -122,10 +125,32 @@ def test_a_client_that_stops_leaves_nothing_running(policy, let):
     asyncio.run(go())
 
 
+def test_a_slow_script_holds_up_nobody(policy):
+    """One question's script thinks for ever; the other is answered meanwhile."""
+    async def go():
+        class Slow(HFEngine):
+            async def sample(self, prompt_ids, max_tokens, seed, temperature=1.0):
+                completion = await super().sample(prompt_ids, max_tokens, seed, temperature)
+                text = self.policy.text(prompt_ids)
+                return replace(completion, text="while True: pass", truncated=False) if "slow" in text else replace(completion, text=SCRIPT, truncated=False)
+
+        engine = Slow(policy)
+        async with serving(engine, policy) as (url, sandbox), aiohttp.ClientSession() as session:
+            slow = await post(session, url, "slow")
+            for _ in range(2):
+                await slow.content.readline()
+            async with post(session, url, "quick") as quick:
+                assert json.loads((await quick.read()).splitlines()[-1])["designs"][0]["executions"][0]["calls"]
+            assert sandbox.runs  # the slow one's, still at it
+            slow.close()
+
+    asyncio.run(go())
+
+
 def test_a_batch_that_nobody_waits_for_is_dropped(policy):
     async def go():
         engine = HFEngine(policy)
-        engine.live = 0
+        engine.live = -math.inf
         steps, decoding = [], asyncio.ensure_future(engine.sample(tuple(policy.render([{"role": "user", "content": "x"}])), 2000, 1))
         policy_end, policy.end_ids = policy.end_ids, frozenset()  # it would go on to the limit
         try:
@@ -143,7 +168,7 @@ def test_a_batch_that_nobody_waits_for_is_dropped(policy):
 
 
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example:80"}, {"Origin": "http://evil.example"}, {"Origin": "null"},
-                                     {"Origin": "http://127.0.0.1:1"}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
+                                     {"Origin": "http://127.0.0.1:1"}, {"Host": "["}, {"Origin": "http://["}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
 def test_other_hosts_and_origins_are_refused(policy, headers):
     async def go():
         engine = Held(policy)
@@ -161,7 +186,7 @@ def test_other_hosts_and_origins_are_refused(policy, headers):
     asyncio.run(go())
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{}", '{"question": 7}', '{"question": " "}', "\udcff", '{"question": "\\ud800"}'])
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"question": 7}', '{"question": " "}', "\udcff", "[" * 100_000, '{"question": "\\ud800"}'])
 def test_bad_requests(policy, body):
     async def go():
         async with serving(Held(policy), policy) as (url, sandbox), aiohttp.ClientSession() as session:
@@ -184,7 +209,7 @@ def test_a_port_that_is_taken(policy):
     async def go():
         async with serving(Held(policy), policy) as (url, sandbox):
             with pytest.raises(BadInput, match="--port"):
-                await serve.Server(Held(policy), policy, sandbox, Budget(), evaluation.Config(port=int(url.rsplit(":")[-1]))).run()
+                await serve.Server(Rollout(Held(policy), policy, sandbox), evaluation.Config(port=int(url.rsplit(":")[-1]))).run()
 
     asyncio.run(go())
 
