@@ -3,6 +3,7 @@ import asyncio
 import json
 import pathlib
 import shutil
+import signal
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started the tests in the background: what they start can be interrupted
 
 import tasks  # noqa: E402
 from executor import Budget, Executor  # noqa: E402
