@@ -14,6 +14,7 @@ from executor import Executor
 from policy import EngineError
 from programs import Suite
 from sandbox import Sandbox
+from tasks import BadInput
 
 
 def command(*arguments, cwd):
@@ -115,8 +116,8 @@ def test_a_stopped_evaluation_goes_on(tmp_path):
                 for row in json.loads((tmp_path / folder / "results.json").read_text())["results"]]
 
     assert results("a") == results("b") and len(before.splitlines()) == 4
-    process = subprocess.run([sys.executable, str(ROOT / "eval.py"), *map(str, flags), "--seed", "5", "--out", str(tmp_path / "a")], capture_output=True, text=True)
-    assert process.returncode == 2 and "other settings" in process.stderr
+    with pytest.raises(BadInput, match="other settings"):
+        evaluation.main([*map(str, flags), "--seed", "5", "--out", str(tmp_path / "a")])
 
 
 def test_the_table_has_the_gain_over_the_single_agent():
