@@ -10,7 +10,7 @@ holds, does not (the interval lies on the other side of 0), can't be told. The p
 
 Scores are held-out accuracy of the model's own designs: *final* is the mean of the last three evaluations (every 10 steps), *best* the highest. Where
 arms sample different numbers of tokens, both are read at 80, 90 and 100 % of what the thriftier arm of the pair used up.
-Test: `pytest tests/test_experiments.py`.
+Test: `pytest tests/test_experiments.py`. Read next: the tests.
 """
 import concurrent.futures
 import json

@@ -30,6 +30,13 @@ def test_every_file_is_in_the_readme_and_short(name):
     assert f"{name}.py" in README and len(text.splitlines()) <= 400
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_file_names_is_there(name):
+    """Its tests, and the file to read next."""
+    paths = re.findall(r"tests/\w+\.py|(?<=Read next: )\w+\.py", importlib.import_module(name).__doc__)
+    assert paths and all((ROOT / path).is_file() for path in paths), paths
+
+
 def test_functions_are_short_and_excepts_are_narrow():
     import ast
     for name in MODULES:
