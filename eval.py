@@ -15,7 +15,7 @@
 A code question is solved when its program passes all tests. Accuracy is pass@1, the mean over --samples answers; pass@k is the unbiased
 estimate of Chen et al. (arXiv 2107.03374). Intervals are 95 % bootstrap intervals over questions. Tokens are sampled tokens, of the
 design and of all calls. Every answer has a seed of its own, from the question's id: the numbers do not depend on the batch or on the
-order of the questions. With --out, every answered question is written at once, and the same command goes on where it was stopped.
+order of the questions, but for rounding. With --out, every answered question is written at once, and the same command goes on where it was stopped.
 Test: `pytest tests/test_eval.py`. Read next: pages.py.
 """
 import asyncio

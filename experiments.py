@@ -353,11 +353,10 @@ def main(argv) -> None:
                     with open(folder / "runs.jsonl", "a") as file:
                         file.write(json.dumps(row) + "\n")
                     log.info(f"{row['arm']}, seed {row['seed']}" + (f": {row['evals'][0][2]:.3f} -> {final(row):.3f} in {row['seconds']} s" if "evals" in row else ""))
-            except BaseException:  # a boundary: stopped, or one failed; the others are stopped, and go on next time
+            finally:  # stopped, or one failed: the others are stopped too, and go on next time
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in set(RUNNING):
                     process.terminate()
-                raise
     results = {key: row for key, row in read(folder / "runs.jsonl").items() if key[0] in arms and key[1] < config.seeds}
     publish(read(folder / "runs.jsonl"), folder)
     log.info(compare(results))
