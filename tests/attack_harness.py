@@ -48,7 +48,7 @@ def snapshot(*folders):
             info = path.lstat()
             content = path.read_bytes() if stat.S_ISREG(info.st_mode) else b""
             files[str(path)] = (info.st_mode, info.st_mtime_ns, info.st_nlink, content)
-    shared = {folder: sorted(name for name in os.listdir(folder) if "pytest" not in name) for folder in ("/tmp", "/var/tmp", "/dev/shm")}
+    shared = {folder: sorted(name for name in os.listdir(folder) if "pytest" not in name and not name.startswith("pip-")) for folder in ("/tmp", "/var/tmp", "/dev/shm")}
     memory = pathlib.Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
     me = (os.getpriority(os.PRIO_PROCESS, 0), sorted(os.sched_getaffinity(0)), resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU))
     return {"files": files, "shared folders": shared, "mounts": pathlib.Path("/proc/self/mounts").read_text(), "shared memory": memory, "own process": me}
@@ -176,7 +176,9 @@ async def main(level, folders):
 
 def difference(before, after):
     if isinstance(before, dict):
-        return {key: (str(before.get(key))[-200:], str(after.get(key))[-200:]) for key in {**before, **after} if before.get(key) != after.get(key)}
+        return {key: difference(before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
+    if isinstance(before, list) and isinstance(after, list):
+        return f"gone {sorted(set(before) - set(after))}, new {sorted(set(after) - set(before))}"
     return str(before)[-300:], str(after)[-300:]
 
 
