@@ -20,6 +20,7 @@ from programs import judge, last_program
 from sandbox import Limits, ProtocolError, SandboxError
 from tasks import Question, final_answer
 
+KEPT_RUNS = 1024  # of tools, to be looked up instead of run again
 STATUSES = ("answered", "no_answer", "invalid_script", "crashed", "budget", "timeout", "infrastructure")
 
 
@@ -108,12 +109,27 @@ class Executor:
     def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), temperature: float = 1.0, watch=lambda calls: None):
         """watch: is told of an execution's calls so far whenever there is a new one, or a tool has run."""
         self.engine, self.policy, self.sandbox, self.budget, self.temperature, self.watch = engine, policy, sandbox, budget, temperature, watch
+        self.tool_runs = {}  # code -> task
 
     async def execute(self, design: Design, question: Question, seed: tuple) -> Execution:
         """Run `design` once. Never raises for what a script or a model does."""
         if design.error:
             return Execution((), None, "invalid_script", design.error)
         return await _Run(self, question, seed).run(design.script)
+
+    async def run_tool(self, code: str):
+        """The sandbox.Outcome of a snippet. The same snippet runs once (agents of a vote, executions of a design often agree): every run starts from the
+        same state, so but for clocks it would end the same. Raises SandboxError."""
+        if code not in self.tool_runs:
+            if len(self.tool_runs) >= KEPT_RUNS:
+                del self.tool_runs[next(iter(self.tool_runs))]
+            limits = Limits(wall=self.budget.tool_seconds, cpu=self.budget.tool_seconds)
+            self.tool_runs[code] = asyncio.ensure_future(self.sandbox.run(code, limits=limits))
+        try:
+            return await asyncio.shield(self.tool_runs[code])  # whoever gives up waiting does not end it for the others
+        except SandboxError:
+            self.tool_runs.pop(code, None)
+            raise
 
     async def same_group(self, question: Question, text: str) -> str | None:
         """Programs that do the same on the public tests are one answer to a vote: a digest of what this one does. Raises SandboxError."""
@@ -248,8 +264,7 @@ class _Run:
         return prompt_ids, completion
 
     async def python(self, code: str) -> str:
-        limits = Limits(wall=self.budget.tool_seconds, cpu=self.budget.tool_seconds)
-        outcome = await self.executor.sandbox.run(code, limits=limits)
+        outcome = await self.executor.run_tool(code)
         problem = "" if outcome.status == "ok" else outcome.stderr.strip().splitlines()[-1:] or [outcome.status]
         return (outcome.stdout.strip() + ("\n" if outcome.stdout.strip() and problem else "") + "".join(problem))[:2000]
 

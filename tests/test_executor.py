@@ -1,4 +1,5 @@
 """Running designs: tools, memory, budgets, and every typed outcome."""
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -6,10 +7,10 @@ from conftest import QUESTION, Scripted, execute, grow
 
 import designer
 import tasks
-from executor import STATUSES, Budget, tool_call
+from executor import STATUSES, Budget, Executor, tool_call
 from policy import EngineError
 from programs import Suite
-from sandbox import SandboxError
+from sandbox import Sandbox, SandboxError
 
 A = 'a = Agent("a", "Solve the question.")\n'
 TOOL = 'a = Agent("a", "Use Python.", tools=["python"])\n'
@@ -49,6 +50,38 @@ def test_an_agent_runs_python_and_reads_the_output(policy):
     assert first.tool_output == "42" and second.tool_output is None and execution.answer == r"\boxed{42}"
     assert "Output: 42" in engine.prompts[1] and second.prompt == "Output: 42"
     assert first.completion_ids and second.prompt_ids[:len(first.prompt_ids)] == first.prompt_ids  # a conversation that goes on
+
+
+def test_the_same_snippet_runs_once(policy, monkeypatch):
+    counted, run = [], Sandbox.run
+
+    async def counting(self, code, *arguments, **options):
+        counted.append(code)
+        return await run(self, code, *arguments, **options)
+
+    monkeypatch.setattr(Sandbox, "run", counting)
+    replies = iter(["```python\nprint(6 * 7)\n```"] * 3 + ["```python\nprint(6 * 8)\n```"] * 3 + ["done"] * 3)
+    execution, _ = execute(policy, TOOL + "submit(ask_all([a] * 3, question)[0])", lambda prompt: next(replies))
+    assert sorted(call.tool_output or "" for call in execution.calls) == [""] * 3 + ["42"] * 3 + ["48"] * 3
+    assert [code for code in counted if code.startswith("print")] == ["print(6 * 7)", "print(6 * 8)"]
+
+
+def test_a_tool_run_that_the_sandbox_failed_is_not_kept(policy, monkeypatch):
+    tried = []
+
+    async def fails(self, code, *arguments, **options):
+        tried.append(code)
+        raise SandboxError("no descriptors")
+
+    async def go():
+        executor = Executor(None, policy, Sandbox())
+        for _ in range(2):
+            with pytest.raises(SandboxError):
+                await executor.run_tool("print(1)")
+
+    monkeypatch.setattr(Sandbox, "run", fails)
+    asyncio.run(go())
+    assert tried == ["print(1)"] * 2
 
 
 def test_tool_rounds_end_with_a_forced_answer(policy):
