@@ -57,13 +57,22 @@ def design_rewards(rewards_Q_M_N, valid_Q_M_N=None):
     return (torch.where(valid, rewards, 0.0).sum(2) / count_Q_M.clamp(min=1)).to(dtype), count_Q_M > 0
 
 
-def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, norm="std"):
-    """advantages_Q_M of the designs: a design's mean reward against those of the question's other designs.
+def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, norm="std", credit="mean"):
+    """advantages_Q_M of the designs: a design's mean reward against those of the question's other designs (credit "mean", the paper).
+
+    Two baselines to compare with: "single" knows a design by its first execution alone; "shared" has no reward of its own for a
+    design, which gets what its executions get, on average.
 
     >>> designer_advantages(torch.tensor([[[1., 0.], [1., 1.]]])).round(decimals=3)
     tensor([[-0.7070,  0.7070]])
     """
     rewards, valid, dtype = _prepare(rewards_Q_M_N, valid_Q_M_N)
+    if credit not in ("mean", "single", "shared"):
+        raise ValueError(f"credit {credit!r}: mean, single or shared")
+    if credit == "shared":
+        return design_rewards(executor_advantages(rewards, valid, "question", norm), valid)[0].to(dtype)
+    if credit == "single":
+        rewards, valid = rewards[..., :1], valid[..., :1]
     return _normalise(*design_rewards(rewards, valid), norm).to(dtype)
 
 

@@ -74,7 +74,7 @@ class Learner:
         self.scorer = Scorer(policy)
         # The references: copies that no gradient reaches, in the precision that they are computed in.
         self.start = self.reference(Policy(cli.model_path(config.model), str(policy.device)).model) if config.kl else None
-        self.phase = self.reference(copy.deepcopy(policy.model)) if config.anchor and config.stage == "stagewise" else None
+        self.phase = self.reference(copy.deepcopy(policy.model)) if config.anchor and config.stage == "stagewise" and config.policies == "shared" else None
         self.module = self.distribute(self.scorer)
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         if config.checkpointing:

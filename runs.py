@@ -13,6 +13,7 @@ old. On --resume, lines of steps after the checkpoint are dropped, so that the f
 Test: `pytest tests/test_train.py`.
 """
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -24,7 +25,8 @@ import torch
 from safetensors import SafetensorError
 
 from cli import atomic_write, flags, log
-from designer import structure
+from designer import FIXED, structure
+from learner import all_reduce
 from pages import whole_lines
 from tasks import BadInput
 
@@ -47,6 +49,29 @@ def resolve(config_class, argv, description: str, presets: dict):
     if changed:
         raise BadInput(f"--resume: {', '.join('--' + name.replace('_', '-') for name in changed)} can't change within a run")
     return config
+
+
+def check(config, world: int) -> None:
+    """Refuse what can't work, before anything is loaded. Raises BadInput."""
+    for name in "steps questions designs executions phase_steps design_tokens reply_tokens max_calls batch_tokens execution_tokens train_size eval_size".split():
+        if getattr(config, name) < 1:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    for name in ("eval_every", "save_every", "keep_every", "threads", "kl", "anchor", "weight_decay", "max_length", "gpus"):
+        if not getattr(config, name) >= 0:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
+    for name in ("lr", "grad_clip", "clip_low", "clip_high", "execution_seconds", "gpu_gb"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be a positive number")
+    if not config.importance_cap >= 0:
+        raise BadInput(f"--tis {config.tis}: a cap of importance weights, or 0 for none")
+    if not 0 < config.gpu_memory < 1:
+        raise BadInput(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
+    if config.fixed_design is not None and (config.fixed_design not in FIXED or config.stage != "executor"):
+        raise BadInput(f"--fixed-design {config.fixed_design}: one of {', '.join(FIXED)}, and with --stage executor: nobody designs")
+    if config.policies == "two" and (config.engine != "hf" or config.shard):
+        raise BadInput("--policies two: works with --engine hf and without --shard")
+    if config.questions % world:
+        raise BadInput(f"--questions {config.questions} does not divide by the {world} ranks; try {-(-config.questions // world) * world}")
 
 
 def open_folder(config, rank: int) -> pathlib.Path:
@@ -75,18 +100,20 @@ def report(out: pathlib.Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 
-def save(out: pathlib.Path, learner, step: int, state: dict) -> None:
-    """Write `out`/checkpoint: `step` updates are done. `learner` is learner.Learner, `state` its state(). Raises BadInput (disk full) and then leaves the old one in place."""
+def save(out: pathlib.Path, parts: list, step: int) -> None:
+    """Write `out`/checkpoint: `step` updates are done. parts: (learner.Learner, its state()) of the shared model, or of the executor's and the designer's, which
+    goes into checkpoint/designer. Raises BadInput (disk full) and then leaves the old one in place."""
     new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
-        learner.policy.save(new, state["weights"])
-        torch.save({"optimizer": state["optimizer"], "phase": state["phase"], "rng": torch.get_rng_state(), "step": step,
-                    "config": asdict(learner.config)}, new / "trainer.pt")
+        for folder, (learner, state) in zip((new, new / "designer"), parts):
+            learner.policy.save(folder, state["weights"])
+            torch.save({"optimizer": state["optimizer"], "phase": state["phase"], "rng": torch.get_rng_state(), "step": step,
+                        "config": asdict(learner.config)}, folder / "trainer.pt")
+            _sync(folder)
     except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
         shutil.rmtree(new, ignore_errors=True)
         raise BadInput(f"{out}: the checkpoint of step {step} could not be written ({str(error)[:120]})") from error
-    _sync(new)
     if current.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(current, old)  # a kill here leaves `old`, which `find` knows
@@ -109,7 +136,7 @@ def keep(out: pathlib.Path, step: int) -> None:
 
 
 def _sync(folder):
-    for path in folder.iterdir():
+    for path in (path for path in folder.iterdir() if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
 
@@ -240,6 +267,36 @@ def measure(rows: list[dict]) -> dict:
             "equal_groups": mean(len(set(rewards)) == 1 for rewards in questions.values()), "variance_between_designs": between, "variance_within_designs": within,
             "infrastructure": len(rows) - len(valid), "statuses": dict(Counter(row["status"] for row in rows)),
             "structures": dict(Counter(row["structure"] for row in rows))}
+
+
+def joined(parts: list[dict]) -> dict:
+    """The metrics of one update of each model as one row: sums of what is counted, means over the models that learned something."""
+    learned = [part for part in parts if part["trained_tokens"]] or parts[:1]
+    return {key: sum(part[key] for part in parts) if key in ("trained_tokens", "skipped") else mean(part[key] for part in learned) for key in parts[0]}
+
+
+class Clock:
+    """Where a step's time goes: seconds of the rollout and of the update; of the rollout's, those in the engines and those in which
+    this process had nothing to do but wait for scripts, tools and graders; and the tokens sampled."""
+
+    def __init__(self, engines):
+        self.engines, self.started, self.cpu, self.laps = engines, time.monotonic(), time.thread_time(), {}
+        self.tokens, self.sampling, self.sampling_cpu = self.totals()
+
+    def totals(self):
+        return [sum(getattr(engine, name) for engine in self.engines) for name in ("tokens", "seconds", "cpu_seconds")]
+
+    def lap(self, name):
+        self.laps[f"seconds_{name}"] = time.monotonic() - self.started - sum(self.laps.values())
+        if name == "rollout":
+            _, sampling, sampling_cpu = self.totals()
+            self.sampling = sampling - self.sampling
+            busy = time.thread_time() - self.cpu - (sampling_cpu - self.sampling_cpu)
+            self.waiting = max(0.0, self.laps["seconds_rollout"] - self.sampling - busy)  # with vLLM, busy and sampling overlap
+
+    def row(self) -> dict:
+        return {"seconds": time.monotonic() - self.started, **self.laps, "seconds_sampling": self.sampling, "seconds_waiting": self.waiting,
+                "tokens": int(all_reduce(self.totals()[0] - self.tokens))}
 
 
 # ---------------------------------------------------------------------------------------------------------------- curves

@@ -22,13 +22,12 @@ learn from, or a rank without samples, takes part in the collectives and can't h
 Test: `pytest tests/test_train.py`. Read next: eval.py.
 """
 import asyncio
-import math
 import os
 import pathlib
 import signal
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -73,6 +72,12 @@ class Config:
     """The role of the first phase."""
     executor_group: Literal["question", "design"] = "question"
     """The group within which executions are compared."""
+    designer_credit: Literal["mean", "single", "shared"] = "mean"
+    """A design's reward: mean, over its executions; single, of its first one alone; shared, none of its own, but what its executions get."""
+    policies: Literal["shared", "two"] = "shared"
+    """One set of weights for both roles, or one each, which then needs no anchor."""
+    fixed_design: str | None = None
+    """Train the executor alone (--stage executor) under this hand-written design: single, coder, ... What the budget could have bought without a designer."""
     norm: Literal["std", "none"] = "std"
     """Divide advantages by the group's standard deviation, or not."""
     lr: float = 3e-4
@@ -166,26 +171,15 @@ REPORT_SECONDS = 20.0  # report.html is written anew that often
 PRESETS = {"tiny": Config(), "small": SMALL, "paper": PAPER}
 
 
-def check(config: Config, world: int) -> None:
-    """Refuse what can't work, before anything is loaded. Raises BadInput."""
-    for name in "steps questions designs executions phase_steps design_tokens reply_tokens max_calls batch_tokens execution_tokens train_size eval_size".split():
-        if getattr(config, name) < 1:
-            raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("eval_every", "save_every", "keep_every", "threads", "kl", "anchor", "weight_decay", "max_length", "gpus"):
-        if not getattr(config, name) >= 0:
-            raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
-    for name in ("lr", "grad_clip", "clip_low", "clip_high", "execution_seconds", "gpu_gb"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise tasks.BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be a positive number")
-    if not config.importance_cap >= 0:
-        raise tasks.BadInput(f"--tis {config.tis}: a cap of importance weights, or 0 for none")
-    if not 0 < config.gpu_memory < 1:
-        raise tasks.BadInput(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
-    if config.questions % world:
-        raise tasks.BadInput(f"--questions {config.questions} does not divide by the {world} ranks; try {-(-config.questions // world) * world}")
-
-
 # -------------------------------------------------------------------------------------------------------------- the loop
+
+class Model(NamedTuple):
+    """One set of weights: the policy, what samples from it, what trains it, and the roles that it plays."""
+    policy: Policy
+    engine: object
+    learner: Learner
+    roles: set
+
 
 class Trainer:
     """Everything that a run holds, and its loop."""
@@ -197,15 +191,25 @@ class Trainer:
         self.held_out = tasks.load(config.tasks, "heldout", config.seed, config.eval_size, config.data_dir)
         if len(self.pool) < config.questions:
             raise tasks.BadInput(f"--tasks {config.tasks}: {len(self.pool)} training questions, fewer than --questions {config.questions}")
-        folder = runs.find(out) if config.resume else None
-        state = runs.read(folder) if folder else None
-        self.policy = Policy(str(folder) if folder else cli.model_path(config.model), device, config.max_length, cli.dtype(config.dtype),
-                             place="cpu" if sharded(config) else None)
-        self.engine = open_engine(config.engine, self.policy, sharded(config), config.gpu_memory)  # before the learner divides the weights
-        torch.manual_seed(config.seed)
-        self.learner = Learner(self.policy, config)
-        self.step, self.reported = runs.restore(state, self.learner) if state else 0, 0.0
+        self.step, self.reported, folder = 0, 0.0, runs.find(out) if config.resume else None
+        self.models = [self.load(folder, {"designer", "executor"} if config.policies == "shared" else {"executor"}, device)]
+        if config.policies == "two":
+            self.models.append(self.load(folder and folder / "designer", {"designer"}, device))
+        self.policy, self.learner = self.models[0].policy, self.models[0].learner
+        self.script = FIXED.get(config.fixed_design)
         self.records = runs.Records(out, self.step, config.tracker) if rank == 0 else None
+
+    def load(self, folder, roles, device) -> "Model":
+        """The weights of `roles`, from a checkpoint's folder or from the start, with what samples from them and what trains them."""
+        config, state = self.config, runs.read(folder) if folder else None
+        policy = Policy(str(folder) if folder else cli.model_path(config.model), device, config.max_length, cli.dtype(config.dtype),
+                        place="cpu" if sharded(config) else None)
+        engine = open_engine(config.engine, policy, sharded(config), config.gpu_memory)  # before the learner divides the weights
+        torch.manual_seed(config.seed)
+        learner = Learner(policy, config)
+        if state:
+            self.step = runs.restore(state, learner)
+        return Model(policy, engine, learner, roles)
 
     def batch_of(self, step: int) -> list[tasks.Question]:
         """This rank's questions of a step. The order of every pass through the pool is drawn from the seed alone."""
@@ -224,31 +228,30 @@ class Trainer:
         """The loop: from the checkpoint's step, or 0, to config.steps."""
         config = self.config
         budget = Budget(config.max_calls, config.execution_tokens, config.reply_tokens, config.execution_seconds)
-        grow = Rollout(self.engine, self.policy, sandbox, budget, config.design_tokens)
+        executor, designer = self.models[0], self.models[-1]
+        grow = Rollout(executor.engine, executor.policy, sandbox, budget, config.design_tokens, designer=(designer.engine, designer.policy))
         before = await self.evaluate(grow, fixed=config.eval_fixed) if self.step == 0 else {}
         bar = tqdm(range(self.step, config.steps), desc="train", disable=True if self.rank else None, mininterval=1)
         for step in bar:
-            clock = Clock(self.engine)
+            clock = runs.Clock([model.engine for model in self.models])
             roles = self.roles_of(step)
-            trees = await grow(self.batch_of(step), config.designs, config.executions, (config.seed, step))
+            trees = await grow(self.batch_of(step), config.designs, config.executions, (config.seed, step), self.script)
             clock.lap("rollout")
             rewards, valid = stack(trees)
             self.check_infrastructure(step, trees, valid)
-            designer_Q_M = credit.designer_advantages(rewards, valid, config.norm)
+            designer_Q_M = credit.designer_advantages(rewards, valid, config.norm, config.designer_credit)
             executor_Q_M_N = credit.executor_advantages(rewards, valid, config.executor_group, config.norm)
             if step == 0 or roles != self.roles_of(step - 1):
                 self.learner.new_phase()
             idle = idle_samples(trees, {"designer", "executor"} - roles, (config.seed, step)) if self.learner.phase else []
-            await self.engine.pause()
-            update = self.learner.update(samples(trees, designer_Q_M, executor_Q_M_N, roles), idle)
-            self.engine.sync(self.learner.weights())
+            update = await self.update(samples(trees, designer_Q_M, executor_Q_M_N, roles), idle)
             clock.lap("update")
             self.step = step + 1
             row = {"step": step, "trained_roles": sorted(roles), **runs.measure(gather(runs.facts(trees))), **update, **clock.row()}
             row |= {"episode_reward": runs.mean(rewards[0][valid[0]].tolist())} | (before if step == 0 else {})
             if self.rank == 0:
                 self.records.write("metrics", row)
-                self.records.write("episodes", pages.episode(step, trees[0], designer_Q_M[0], executor_Q_M_N[0], self.policy))
+                self.records.write("episodes", pages.episode(step, trees[0], designer_Q_M[0], executor_Q_M_N[0], self.policy, designer.policy))
                 self.report(every=REPORT_SECONDS)
             if self.step < config.steps and config.eval_every and self.step % config.eval_every == 0:
                 await self.evaluate(grow, amend=True)
@@ -259,11 +262,20 @@ class Trainer:
                 self.save()
         await self.evaluate(grow, fixed=config.eval_fixed, amend=True)  # also when a run is resumed that was stopped just here
 
+    async def update(self, batch, idle) -> dict:
+        """Every model learns from the samples of its roles, and its engine samples from the new weights."""
+        parts = []
+        for model in self.models:
+            await model.engine.pause()
+            parts.append(model.learner.update(*([sample for sample in part if sample.role in model.roles] for part in (batch, idle))))
+            model.engine.sync(model.learner.weights())
+        return runs.joined(parts)
+
     async def evaluate(self, grow, fixed: bool = False, amend: bool = False) -> dict:
         """The held-out questions, the same every time, each answered once; with `fixed`, by every hand-written design too.
         What the infrastructure spoiled is left out. `amend`: add the result to the last line of the metrics."""
         mine, seed = self.held_out[self.rank::world_size()], (self.config.seed, "held-out")
-        rows = await self.valid(grow, mine, seed)
+        rows = await self.valid(grow, mine, seed, self.script)
         found = {"eval_accuracy": runs.mean(row["reward"] for row in rows), "eval_valid_designs": runs.mean(row["runs"] for row in rows),
                  "eval_families": runs.by_family(rows)}
         if fixed:
@@ -292,7 +304,8 @@ class Trainer:
         """The last collective, then the engine (vLLM's takes the group with it), then the group."""
         if dist.is_initialized():
             dist.barrier()
-        self.engine.close()
+        for model in self.models:
+            model.engine.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -303,33 +316,13 @@ class Trainer:
             self.reported = time.monotonic()
 
     def save(self) -> None:
-        state = self.learner.state()
+        parts = [(model.learner, model.learner.state()) for model in self.models]
         if self.rank == 0:
-            runs.save(self.out, self.learner, self.step, state)
+            runs.save(self.out, parts, self.step)
             if self.config.keep_every and self.step % self.config.keep_every == 0:
                 runs.keep(self.out, self.step)
             runs.draw(self.out)
             self.report()
-
-
-class Clock:
-    """Where a step's time goes: seconds of the rollout and of the update; of the rollout's, those in the engine and those in which
-    this process had nothing to do but wait for scripts, tools and graders; and the tokens sampled."""
-
-    def __init__(self, engine):
-        self.engine, self.started, self.cpu, self.laps = engine, time.monotonic(), time.thread_time(), {}
-        self.tokens, self.sampling, self.sampling_cpu = engine.tokens, engine.seconds, engine.cpu_seconds
-
-    def lap(self, name):
-        self.laps[f"seconds_{name}"] = time.monotonic() - self.started - sum(self.laps.values())
-        if name == "rollout":
-            self.sampling = self.engine.seconds - self.sampling
-            busy = time.thread_time() - self.cpu - (self.engine.cpu_seconds - self.sampling_cpu)
-            self.waiting = max(0.0, self.laps["seconds_rollout"] - self.sampling - busy)  # with vLLM, busy and sampling overlap
-
-    def row(self) -> dict:
-        return {"seconds": time.monotonic() - self.started, **self.laps, "seconds_sampling": self.sampling, "seconds_waiting": self.waiting,
-                "tokens": int(all_reduce(self.engine.tokens - self.tokens))}
 
 
 # ----------------------------------------------------------------------------------------------------------------- start
@@ -380,7 +373,7 @@ def main(argv) -> None:
     if config.dry_run:
         import memory
         return log.info(memory.report(config, config.gpus or world))
-    check(config, world)
+    runs.check(config, world)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     if torch.cuda.is_available():
         torch.cuda.set_device(cli.device())

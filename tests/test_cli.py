@@ -72,6 +72,9 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--out {}/few.jsonl", "few.jsonl"),
     (train, "--tracker tensorboard", "not installed"),
     (train, "--preset huge", "huge"),
+    (train, "--fixed-design coder", "--stage executor"),
+    (train, "--fixed-design nothing --stage executor", "coder"),
+    (train, "--policies two --engine vllm", "--policies"),
     (train, "--gpu-memory 1.5", "--gpu-memory"),
     (train, "--tis -1", "--tis"),
     (train, "--model {}/nowhere --dry-run", "nowhere"),
@@ -126,9 +129,9 @@ def test_vllm_that_is_not_installed_is_one_line(files, monkeypatch, capsys):
 
 
 def test_batch_sizes_must_divide():
-    train.check(train.Config(questions=12), world=4)
+    runs.check(train.Config(questions=12), world=4)
     with pytest.raises(train.tasks.BadInput, match="--questions 12 does not divide by the 8 ranks; try 16"):
-        train.check(train.Config(questions=12), world=8)
+        runs.check(train.Config(questions=12), world=8)
 
 
 def test_it_holds_for_the_real_process_too(tmp_path):

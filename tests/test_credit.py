@@ -45,6 +45,17 @@ def test_a_design_without_a_valid_execution_takes_no_part():
     close(designer_advantages(rewards, valid), [[0.707106, 0.0, -0.707106]])
 
 
+def test_what_a_design_is_credited_with():
+    rewards = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]])
+    close(designer_advantages(rewards), [[0.0, 0.999998, -0.999998]])  # r = (1/2, 1, 0), std 1/2
+    close(designer_advantages(rewards, credit="single"), [[0.577349, 0.577349, -1.154699]])  # r = (1, 1, 0), std sqrt(1/3)
+    close(designer_advantages(rewards, credit="shared"), [[0.0, 0.912869, -0.912869]])  # executions: half a point from the mean, std sqrt(0.3)
+    valid = torch.tensor([[[True, False], [False, True], [True, True]]])
+    close(designer_advantages(rewards, valid, credit="single"), [[0.707106, 0.0, -0.707106]])  # the second has no first execution
+    with pytest.raises(ValueError, match="credit"):
+        designer_advantages(rewards, credit="all")
+
+
 @pytest.mark.parametrize("rewards", [
     torch.full((2, 3, 4), 0.1), torch.full((1, 4, 4), 1 / 3), torch.ones(1, 1, 1), torch.zeros(3, 2, 2),
     torch.tensor([[[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.3, 0.1]]])], ids=str)

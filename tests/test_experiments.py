@@ -7,6 +7,7 @@ from conftest import ROOT
 
 import cli
 import experiments
+import runs
 from experiments import CLAIMS, Comparison, collapsed, final, interval, oracle, own, verdict
 
 
@@ -39,7 +40,7 @@ def test_every_arm_is_a_run_that_train_accepts():
     import train
     for arm, flags in experiments.ARMS.items():
         config = cli.flags(train.Config, f"{experiments.COMMON} {flags}".split(), "")
-        train.check(config, 1)
+        runs.check(config, 1)
         assert config.designs * config.executions == 16
     assert {arm for claim in CLAIMS.values() for arm in claim.arms} == {*experiments.ARMS, "crossed"}
 

@@ -119,4 +119,4 @@ def test_presets_and_flags():
     assert runs.resolve(train.Config, [], "", train.PRESETS).model == "tiny"
     for name, preset in train.PRESETS.items():
         assert preset.preset == name
-        train.check(preset, 8 if name != "tiny" else 1)
+        runs.check(preset, 8 if name != "tiny" else 1)

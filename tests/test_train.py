@@ -90,6 +90,30 @@ def test_killed_and_resumed_equals_straight(straight, tmp_path):
     assert timeless(lines(out)) == timeless(lines(straight[0]))
 
 
+def test_two_policies(tmp_path):
+    """Each role's weights move in its own phases and stay bit for bit in the other's; a resumed run is the straight one."""
+    out, flags = tmp_path / "run", ("--policies", "two", "--keep-every", 1, "--save-every", 1, "--phase-steps", 1, "--no-eval-fixed")
+    finish(start("--steps", 2, "--out", out, *flags))
+    finish(start("--steps", 3, "--out", out, *flags, "--resume"))
+    finish(start("--steps", 3, "--out", tmp_path / "straight", *flags))
+    begin, parts = load_file(ROOT / "tiny" / "model.safetensors"), ("executor", "designer")
+    kept = [{"executor": begin, "designer": begin}] + [
+        {role: load_file(out / "steps" / str(step) / ("designer" if role == "designer" else "") / "model.safetensors") for role in parts} for step in (1, 2, 3)]
+    moved = [{role for role in parts if any(not torch.equal(before[role][name], after[role][name]) for name in begin)} for before, after in zip(kept, kept[1:])]
+    assert moved == [{"executor"}, {"designer"}, {"executor"}]
+    assert all(row["anchor_kl"] == 0 and row["trained_tokens"] > 0 for row in lines(out))
+    for folder in ("checkpoint", "checkpoint/designer"):
+        one, other = (load_file(path / folder / "model.safetensors") for path in (out, tmp_path / "straight"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_executor_alone_under_a_fixed_design(tmp_path):
+    finish(start("--steps", 1, "--out", tmp_path, "--fixed-design", "coder", "--stage", "executor", "--eval-every", 1))
+    row, = lines(tmp_path)
+    assert set(row["structures"]) == {"single+python"} and row["trained_tokens"] > 0 and row["eval_accuracy"] == pytest.approx(row["eval_fixed"]["coder"])
+    assert all(set(part["designs"]) == {"single+python"} for part in row["eval_families"].values())
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(straight, tmp_path):
     out = tmp_path / "run"
     process = start("--steps", 6, "--out", out, "--save-every", 0)
@@ -245,7 +269,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatc
         pass
 
     subject = learner()
-    runs.save(tmp_path, subject, 1, subject.state())
+    runs.save(tmp_path, [(subject, subject.state())], 1)
     renames, rename, save = [], os.rename, torch.save
 
     def crash_rename(source, target):
@@ -262,26 +286,26 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatc
     if crash_at == "save":
         monkeypatch.setattr(torch, "save", crash_save)
     try:
-        runs.save(tmp_path, subject, 2, subject.state())
+        runs.save(tmp_path, [(subject, subject.state())], 2)
     except Killed:
         pass
     monkeypatch.undo()
     found = runs.find(tmp_path)
     assert runs.restore(runs.read(found), subject) == (2 if crash_at == "never" else 1) and Policy(str(found))
-    runs.save(tmp_path, subject, 3, subject.state())  # and the next save works
+    runs.save(tmp_path, [(subject, subject.state())], 3)  # and the next save works
     assert runs.read(runs.find(tmp_path))["step"] == 3
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     subject = learner()
-    runs.save(tmp_path, subject, 1, subject.state())
+    runs.save(tmp_path, [(subject, subject.state())], 1)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(tasks.BadInput, match="No space left"):
-        runs.save(tmp_path, subject, 2, subject.state())
+        runs.save(tmp_path, [(subject, subject.state())], 2)
     assert runs.read(runs.find(tmp_path))["step"] == 1 and not (tmp_path / "checkpoint.new").exists()
 
 
