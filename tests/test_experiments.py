@@ -3,12 +3,14 @@ import json
 import re
 
 import pytest
+import torch
 from conftest import ROOT
 
 import cli
+import credit
 import experiments
 import runs
-from experiments import CLAIMS, Comparison, collapsed, final, interval, oracle, own, verdict
+from claims import ARMS, CLAIMS, DERIVED, Comparison, choices, collapsed, final, interval, noise, oracle, own, page, variances, verdict
 
 
 def row(arm, seed, curve, tokens=100):
@@ -38,11 +40,11 @@ def test_pairs_are_of_one_seed_and_at_equal_tokens():
 
 def test_every_arm_is_a_run_that_train_accepts():
     import train
-    for arm, flags in experiments.ARMS.items():
+    for arm, flags in ARMS.items():
         config = cli.flags(train.Config, f"{experiments.COMMON} {flags}".split(), "")
         runs.check(config, 1)
         assert config.designs * config.executions == 16
-    assert {arm for claim in CLAIMS.values() for arm in claim.arms} == {*experiments.ARMS, "crossed"}
+    assert {arm for claim in CLAIMS.values() for arm in claim.arms} == {*ARMS, *DERIVED}
 
 
 def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
@@ -61,11 +63,39 @@ def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
     assert "0 runs to do, 2 done" in caplog.text and (tmp_path / "results" / "claim-1.svg").read_text().startswith("<?xml")
 
 
+def test_the_noise_of_advantages_is_what_a_simulation_says():
+    """Rewards of a known law, many trees: the share of luck in a design's mean, and the variance of the baseline, counted and by `noise`."""
+    generator, b, w, M, N = torch.Generator().manual_seed(0), 0.04, 0.16, 4, 4
+    quality = 0.5 + b ** 0.5 * torch.randn(20_000, 16, 1, generator=generator)
+    rewards = quality + w ** 0.5 * torch.randn(20_000, 16, 16, generator=generator)
+    between, within = credit.variance_split(rewards)
+    designer, executor = noise({"between": between, "within": within}, M, N)
+    means = rewards[:, :M, :N].mean(2)
+    assert designer == pytest.approx(((means - quality[:, :M, 0]).var() / means.var()).item(), rel=0.03) == pytest.approx((w / N) / (b + w / N), rel=0.03)
+    assert executor == pytest.approx((means.mean(1).var() / (b + w)).item(), rel=0.05)
+
+
+def test_tables_of_choices_and_noise():
+    results = {("stagewise", seed): row("stagewise", seed, [0.2, 0.5, 0.8]) for seed in range(2)}
+    results |= {("variance", seed): {"arm": "variance", "seed": seed, "steps": {step: {"between": 0.05, "within": 0.1} for step in ("0", "100")}} for seed in range(2)}
+    assert "| a | vote 100% | 0.80 (0.80 to 0.80) | 0.80 (0.80 to 0.80), mostly y |" in choices(results) and choices({}) == variances({}) == ""
+    line = next(line for line in variances(results).splitlines() if line.startswith("| designer"))
+    shares = [float(cell.split()[0]) for cell in line.split("|")[2:-1]]
+    assert len(shares) == 5 and shares == sorted(shares, reverse=True)  # more executions of a design, less luck in its mean
+    assert page(results).count("\n\n") == 2
+
+
+def test_derived_arms_say_which_models_they_need(tmp_path):
+    assert experiments.needs("voted", 3, tmp_path) == [("stagewise", 3), ("single agent", 3)] and experiments.needs("stagewise", 3, tmp_path) == []
+    (tmp_path / "stagewise-3" / "steps" / "100").mkdir(parents=True)
+    assert experiments.needs("voted", 3, tmp_path) == [("single agent", 3)] and experiments.needs("variance", 3, tmp_path) == []
+
+
 @pytest.mark.skipif(not experiments.PUBLISHED.exists(), reason="no results are published yet")
 def test_the_readme_and_figures_are_drawn_from_the_published_runs(tmp_path):
     results = experiments.read(experiments.PUBLISHED)
     table = re.search(r"<!-- claims -->\n(.*?)\n<!-- /claims -->", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    assert table == experiments.table(results) == (ROOT / "results" / "table.md").read_text().strip()
+    assert table == page(results) == (ROOT / "results" / "table.md").read_text().strip()
     experiments.draw(results, tmp_path)
     drawn = {path.name: path for path in tmp_path.glob("*.svg")}
     assert set(drawn) == {path.name for path in (ROOT / "results").glob("*.svg")} and drawn
@@ -77,7 +107,7 @@ def test_the_readme_and_figures_are_drawn_from_the_published_runs(tmp_path):
 
 
 def test_bad_flags(capsys):
-    for flags in (["--claim", "7"], ["--seeds", "0"], ["--seeds", "99"]):
+    for flags in (["--claim", "9"], ["--seeds", "0"], ["--seeds", "99"]):
         with pytest.raises(experiments.BadInput, match="--claim"):
             experiments.main(flags)
     assert isinstance(CLAIMS[6].comparisons[0], Comparison)

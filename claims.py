@@ -1,0 +1,281 @@
+"""The paper's claims as comparisons of trainings: the arms, the numbers, the verdicts, the table and the pictures.
+
+An *arm* is a training with some flags changed; arms of one seed see the same questions and begin with the same weights, so that they are compared in
+pairs. A claim is a list of comparisons, each with a direction; the mean of the paired differences and its 95 % interval (t, over seeds) decide:
+holds, does not (the interval lies on the other side of 0), can't be told. The plan was in LOG.md before the first run.
+
+Scores are held-out accuracy of the model's own designs: *final* is the mean of the last three evaluations (every 10 steps), *best* the highest. Where
+arms sample different numbers of tokens, both are read at 80, 90 and 100 % of what the thriftier arm of the pair used up.
+Test: `pytest tests/test_experiments.py`. Read next: experiments.py.
+"""
+import json
+import pathlib
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy
+
+CROSSED = (0, 50, 100)  # steps of the stagewise run whose designers and executors are paired
+ARMS = {
+    "stagewise": "--keep-every 50",
+    "designer": "--stage designer",
+    "executor": "--stage executor",
+    "coupled": "--stage both",
+    "phases of 1": "--phase-steps 1",
+    "phases of 30": "--phase-steps 30",
+    "16 x 1": "--designs 16 --executions 1",
+    "4 x 4": "--designs 4 --executions 4",
+    "2 x 8": "--designs 2 --executions 8",
+    "1 x 16": "--designs 1 --executions 16",
+    "groups by design": "--executor-group design",
+    "one execution's credit": "--designer-credit single",
+    "shared credit": "--designer-credit shared",
+    "no anchor": "--anchor 0",
+    "two policies": "--policies two",
+    "single agent": "--fixed-design single --stage executor --designs 1 --executions 16 --steps 500 --keep-every 500",  # as many tokens as stagewise
+    "coder agent": "--fixed-design coder --stage executor --designs 1 --executions 16 --steps 310",
+}
+DERIVED = ("crossed", "variance", "voted")  # no trainings, but measurements of trained models
+SAMPLED, SPLITS = 16, ((16, 1), (8, 2), (4, 4), (2, 8), (1, 16))  # designs and executions where variances are measured; ways to spend 16 executions
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95 %, for 1 to 9 degrees of freedom
+
+
+def read(path: pathlib.Path) -> dict:
+    """{(arm, seed): row} of a file of results."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {(row["arm"], row["seed"]): row for row in rows}
+
+
+# ------------------------------------------------------------------------------------------------------------ the numbers
+
+def final(row, tokens: float | None = None) -> float:
+    """Mean of the last three evaluations; or of what lies, on straight lines between evaluations, at 80, 90 and 100 % of `tokens`."""
+    if tokens is None:
+        return statistics.fmean(accuracy for *_, accuracy in row["evals"][-3:])
+    return statistics.fmean(numpy.interp([0.8 * tokens, 0.9 * tokens, tokens], [used for _, used, _ in row["evals"]], [accuracy for *_, accuracy in row["evals"]]).tolist())
+
+
+def best(row) -> float:
+    return max(accuracy for *_, accuracy in row["evals"])
+
+
+def collapsed(row) -> float:
+    """1.0 if the run ended below half of its best."""
+    return float(final(row) < best(row) / 2)
+
+
+def weights(part) -> dict:
+    """The share of each family in an evaluation."""
+    counts = {family: sum(found["designs"].values()) for family, found in part["eval_families"].items()}
+    return {family: count / sum(counts.values()) for family, count in counts.items()}
+
+
+def oracle(part) -> float:
+    """Accuracy if each family got its best hand-written design, chosen in hindsight on the same answers (which flatters it)."""
+    return sum(share * max(scores[family] for scores in part["eval_fixed_families"].values()) for family, share in weights(part).items())
+
+
+def best_fixed(part) -> float:
+    return max(part["eval_fixed"].values())
+
+
+def own(part) -> float:
+    return sum(share * part["eval_families"][family]["accuracy"] for family, share in weights(part).items())
+
+
+def interval(differences: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of paired differences over seeds (Student's t).
+
+    >>> [round(x, 3) for x in interval([0.1, 0.2, 0.3])]
+    [0.2, -0.048, 0.448]
+    """
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return mean, float("-inf"), float("inf")
+    half = T95[len(differences) - 2] * statistics.stdev(differences) / len(differences) ** 0.5
+    return mean, mean - half, mean + half
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One number of a claim: of each seed a difference, which the claim says is above 0."""
+    what: str
+    arms: tuple[str, ...]
+    difference: object  # (row of each arm) -> float
+
+    def over_seeds(self, results: dict, seeds) -> list[float]:
+        return [self.difference(*(results[arm, seed] for arm in self.arms)) for seed in seeds if all((arm, seed) in results for arm in self.arms)]
+
+
+def against(one: str, other: str) -> Comparison:
+    """Final score of an arm minus another's, at equal tokens."""
+    def difference(a, b):
+        tokens = min(a["evals"][-1][1], b["evals"][-1][1])
+        return final(a, tokens) - final(b, tokens)
+
+    return Comparison(f"{one} - {other}", (one, other), difference)
+
+
+def cell(what: str, one, other) -> Comparison:
+    """A cell (designer's step, executor's step) of the crossed evaluation minus another."""
+    return Comparison(what, ("crossed",), lambda row: row["matrix"][str(one[0])][str(one[1])] - row["matrix"][str(other[0])][str(other[1])])
+
+
+@dataclass(frozen=True)
+class Claim:
+    title: str
+    paper: str
+    comparisons: tuple[Comparison, ...]
+    also: tuple[str, ...] = ()  # arms that only its tables need
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(arm for comparison in self.comparisons for arm in comparison.arms) | dict.fromkeys(self.also))
+
+
+CLAIMS = {
+    1: Claim("Frozen-executor ceiling: training both goes beyond what training the designer can reach", "44.8 against 38.6 (math average)", (
+        against("stagewise", "designer"),
+        Comparison("stagewise - the oracle of the start's executor", ("stagewise",), lambda row: final(row) - oracle(row["before"])),
+        Comparison("that oracle - designer", ("designer",), lambda row: oracle(row["before"]) - final(row)))),
+    2: Claim("Both roles improve throughout", "the paper's cross-evaluation", (
+        cell("designer of the end - of the start, executor of the start", (100, 0), (0, 0)), cell("executor of the end - of the start, designer of the start", (0, 100), (0, 0)),
+        cell("designer of the end - of the start, executor of the end", (100, 100), (0, 100)), cell("executor of the end - of the start, designer of the end", (100, 100), (100, 0)),
+        cell("designer of the end - of the middle, executor of the end", (100, 100), (50, 100)), cell("executor of the end - of the middle, designer of the end", (100, 100), (100, 50)))),
+    3: Claim("Stagewise beats coupled and single-role training", "44.8 against 36.7, 38.6 and 39.6 (math average); K = 30 best, 1 collapses", (
+        against("stagewise", "coupled"), against("stagewise", "executor"), against("stagewise", "phases of 1"), against("stagewise", "phases of 30"),
+        against("stagewise", "no anchor"))),
+    4: Claim("Hierarchical rollouts: several executions of each design", "M=4, N=4 against M=8, N=1: 40.0 against 33.3 (AIME24)", (
+        against("stagewise", "16 x 1"), against("4 x 4", "16 x 1"), against("stagewise", "2 x 8"), against("stagewise", "1 x 16")), also=("variance",)),
+    5: Claim("Role-aware credit: executions are compared within the question", "the paper's choice", (
+        against("stagewise", "groups by design"), against("stagewise", "one execution's credit"), against("stagewise", "shared credit"))),
+    6: Claim("Structure adapts to the task", "18.9 / 70.0 / 11.1 % single / reflection / ensemble on AIME24, 55.2 / 43.8 / 1.0 % on APPS", (
+        Comparison("own designs - best fixed design, same weights", ("stagewise",), lambda row: own(row["after"]) - best_fixed(row["after"])),
+        Comparison("own designs - oracle by family, same weights", ("stagewise",), lambda row: own(row["after"]) - oracle(row["after"])))),
+    7: Claim("One set of weights for both roles, or one each", "shared in all of the paper's runs", (against("stagewise", "two policies"),)),
+    8: Claim("At equal tokens: against one agent trained by the same GRPO, and against self-consistency", "44.8 against 35.2 for a single agent (math average)", (
+        against("stagewise", "single agent"), against("stagewise", "coder agent"),
+        Comparison("own designs - self-consistency, same weights", ("voted",), lambda row: row["metaagent"] - row["self_consistency"]),
+        Comparison("own designs - self-consistency of the trained single agent", ("voted",), lambda row: row["metaagent"] - row["single_self_consistency"]))),
+}
+
+
+def verdict(low: float, high: float) -> str:
+    return "holds" if low > 0 else "does not" if high < 0 else "can't be told"
+
+
+def table(results: dict) -> str:
+    """The README's table, of all claims that have runs."""
+    seeds = sorted({seed for _, seed in results})
+    lines = ["| claim | the paper | ours: mean difference (95 % interval, seeds) | verdict |", "|---|---|---|---|"]
+    for number, claim in CLAIMS.items():
+        decided = [(comparison, found) for comparison in claim.comparisons if len(found := comparison.over_seeds(results, seeds)) > 1]
+        for comparison, found in decided:
+            mean, low, high = interval(found)
+            first = (f"{number}. {claim.title}", claim.paper) if comparison is decided[0][0] else ("", "")
+            lines.append(f"| {first[0]} | {first[1]} | {comparison.what}: {mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(found)}) | {verdict(low, high)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Mean and 95 % interval over seeds, as text."""
+    mean, low, high = interval(values)
+    return f"{mean:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if len(values) > 1 else "")
+
+
+def noise(part: dict, M: int, N: int) -> tuple[float, float]:
+    """How noisy each role's advantages are with M designs x N executions, from the reward's variance between designs and within them.
+
+    designer: the share of the variance of a design's mean reward that is luck, (w / N) / (b + w / N)
+    executor: the variance of the baseline, the mean over all executions, as a share of the reward's, (b / M + w / (M N)) / (b + w)
+    b and w without the bias of the sample that they were measured on, SAMPLED designs x SAMPLED executions.
+    """
+    within = part["within"] * SAMPLED / (SAMPLED - 1)
+    between = max(0.0, part["between"] * SAMPLED / (SAMPLED - 1) - within / SAMPLED)
+    return within / N / (between + within / N), (between / M + within / (M * N)) / (between + within)
+
+
+def variances(results: dict) -> str:
+    """Claim 4's measurement: the noise of both roles' advantages for each way to spend 16 executions; "" without runs."""
+    rows = [row for (arm, _), row in sorted(results.items()) if arm == "variance"]
+    lines = ["| noise of the advantages | " + " | ".join(f"{M} x {N}" for M, N in SPLITS) + " |", "|---" * (len(SPLITS) + 1) + "|"]
+    for step in ("0", "100"):
+        for role, name in enumerate(("designer: luck in a design's mean reward", "executor: variance of the baseline")):
+            cells = [spread([noise(row["steps"][step], M, N)[role] for row in rows]) for M, N in SPLITS] if rows else []
+            lines.append(f"| {name}, after {step} steps | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if rows else ""
+
+
+def choices(results: dict) -> str:
+    """Claim 6's table: what the trained designer chooses for each family, and the best hand-written design there; "" without runs."""
+    rows = [row["after"] for (arm, _), row in sorted(results.items()) if arm == "stagewise"]
+    lines = ["| family | designs chosen, over all seeds | accuracy | best hand-written design, same weights |", "|---|---|---|---|"]
+    for family in rows[0]["eval_families"] if rows else ():
+        counts = sum((Counter(row["eval_families"][family]["designs"]) for row in rows), Counter())
+        chosen = ", ".join(f"{kind} {count / counts.total():.0%}" for kind, count in counts.most_common(4))
+        fixed = Counter(max(row["eval_fixed_families"], key=lambda name: row["eval_fixed_families"][name][family]) for row in rows).most_common(1)[0][0]
+        best_one = spread([max(scores[family] for scores in row["eval_fixed_families"].values()) for row in rows])
+        lines.append(f"| {family} | {chosen} | {spread([row['eval_families'][family]['accuracy'] for row in rows])} | {best_one}, mostly {fixed} |")
+    return "\n".join(lines) if rows else ""
+
+
+def page(results: dict) -> str:
+    """All tables."""
+    return "\n\n".join(filter(None, (table(results), choices(results), variances(results))))
+
+
+# ------------------------------------------------------------------------------------------------------------ the pictures
+
+def draw(results: dict, folder: pathlib.Path) -> None:
+    """One figure a claim: held-out accuracy over training of its arms, every seed faint, the mean bold; for claim 6 the accuracies side by side."""
+    import matplotlib
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "metaagent", "svg.fonttype": "none"})
+    import matplotlib.pyplot as plt
+    for number, claim in CLAIMS.items():
+        arms = {arm: [row for (name, _), row in sorted(results.items()) if name == arm] for arm in claim.arms}
+        arms = {arm: rows for arm, rows in arms.items() if rows and (number == 2 or "evals" in rows[0])}
+        if not arms:
+            continue
+        figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
+        {2: matrix, 6: side_by_side}.get(number, curves)(axis, arms)
+        axis.set_title(f"{number}. {claim.title}", fontsize=9, wrap=True)
+        figure.savefig(folder / f"claim-{number}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def curves(axis, arms):
+    for colour, (arm, rows) in zip((f"C{i}" for i in range(10)), arms.items()):
+        for row in rows:
+            axis.plot([tokens / 1000 for _, tokens, _ in row["evals"]], [accuracy for *_, accuracy in row["evals"]], color=colour, alpha=0.2, linewidth=0.8)
+        length = min(len(row["evals"]) for row in rows)
+        tokens, means = ([statistics.fmean(row["evals"][i][column] for row in rows) for i in range(length)] for column in (1, 2))
+        axis.plot([count / 1000 for count in tokens], means, color=colour, linewidth=2.2, label=f"{arm} ({len(rows)})")
+    level = statistics.fmean(oracle(row["before"]) for rows in arms.values() for row in rows)
+    axis.axhline(level, color="grey", linestyle=":", label="best fixed design by family, before training")
+    axis.set(xlabel="thousand tokens sampled", ylabel="held-out accuracy of own designs", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+
+
+def matrix(axis, arms):
+    rows = arms["crossed"]
+    values = [[statistics.fmean(row["matrix"][str(designer)][str(executor)] for row in rows) for executor in CROSSED] for designer in CROSSED]
+    axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    axis.set(xlabel="executor after so many steps", ylabel=f"designer after so many steps ({len(rows)} seeds)", xticks=range(len(CROSSED)), yticks=range(len(CROSSED)),
+             xticklabels=CROSSED, yticklabels=CROSSED)
+
+
+def side_by_side(axis, arms):
+    rows = arms["stagewise"]
+    names = [*rows[0]["after"]["eval_fixed"], "oracle", "own designs"]
+    values = [[row["after"]["eval_fixed"][name] for row in rows] for name in names[:-2]] + [[oracle(row["after"]) for row in rows], [own(row["after"]) for row in rows]]
+    axis.bar(names, [statistics.fmean(value) for value in values], color=["C7"] * (len(names) - 2) + ["C1", "C0"], alpha=0.7)
+    for x, value in enumerate(values):
+        axis.plot([x] * len(value), value, "k.", markersize=4)
+    axis.set(ylabel="held-out accuracy, same weights, after training", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
