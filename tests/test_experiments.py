@@ -1,5 +1,6 @@
 """The claims' runner: what a run leaves, what the numbers mean, what is skipped, what is drawn."""
 import json
+import pathlib
 import re
 
 import pytest
@@ -89,6 +90,35 @@ def test_derived_arms_say_which_models_they_need(tmp_path):
     assert experiments.needs("voted", 3, tmp_path) == [("stagewise", 3), ("single agent", 3)] and experiments.needs("stagewise", 3, tmp_path) == []
     (tmp_path / "stagewise-3" / "steps" / "100").mkdir(parents=True)
     assert experiments.needs("voted", 3, tmp_path) == [("single agent", 3)] and experiments.needs("variance", 3, tmp_path) == []
+
+
+def test_derived_arms_ask_for_what_they_measure(tmp_path, monkeypatch):
+    """With programs that answer at once: each command's flags are ones that the program takes, each number lands in its place."""
+    import eval as evaluation
+    import train
+    commands = []
+
+    def program(command):
+        name, config = pathlib.Path(command[1]).name, None
+        out = pathlib.Path(command[command.index("--out") + 1])
+        out.mkdir(parents=True)
+        if name == "train.py":
+            config = cli.flags(train.Config, command[2:], "")
+            runs.check(config, 1)
+            (out / "metrics.jsonl").write_text(json.dumps({"variance_between_designs": 0.1 + config.seed, "variance_within_designs": 0.2}) + "\n")
+        else:
+            config = cli.flags(evaluation.Config, command[2:], "")
+            score = sum(int(digit) for digit in re.findall(r"steps/(\d+)", f"{config.designer} {config.model}")) / 1000
+            rows = [{"mode": "metaagent", "accuracy": score, "tokens": 40.0}, {"mode": "self-consistency (k=3)", "accuracy": score / 2, "tokens": 39.0}]
+            (out / "results.json").write_text(json.dumps({"results": rows}))
+        commands.append((name, config))
+
+    monkeypatch.setattr(experiments, "execute", program)
+    crossed, variance, voted = (experiments.run(arm, 3, tmp_path) for arm in DERIVED)
+    assert crossed["matrix"]["100"]["50"] == 0.15 and crossed["matrix"]["0"]["0"] == 0.0 and [len(part) for part in crossed["matrix"].values()] == [3, 3, 3]
+    assert variance["steps"]["100"] == {"between": 3.1, "within": 0.2} and commands[10][1].model.endswith("stagewise-3/steps/100")
+    assert (voted["metaagent"], voted["self_consistency"], voted["single_self_consistency"]) == (0.1, 0.05, 0.25)
+    assert all(config.seed == 3 and config.threads == 1 for _, config in commands) and crossed["arm"] == "crossed" and crossed["seed"] == 3
 
 
 @pytest.mark.skipif(not experiments.PUBLISHED.exists(), reason="no results are published yet")
