@@ -92,7 +92,7 @@ def activations(shape: Shape, bf16: bool) -> int:
 def update_parts(shape: Shape, config, ranks: int, bf16: bool) -> dict[str, float]:
     """Bytes of a GPU during the update. `config` is train.Config."""
     P, R = shape.parameters, ranks if config.shard else 1
-    references = bool(config.kl) + bool(config.anchor and config.stage == "stagewise")
+    references = bool(config.kl) + bool(config.anchor and config.stage == "stagewise" and config.policies == "shared")
     tokens = max(config.batch_tokens, min(config.max_length or 1 << 62, config.design_tokens + 1024, 1 << 15))
     copies = 0
     if config.shard and ranks > 1:  # two layers at a time, and the embeddings throughout, with their gradients
@@ -101,7 +101,7 @@ def update_parts(shape: Shape, config, ranks: int, bf16: bool) -> dict[str, floa
         copies = 2 * P
     layers = activations(shape, bf16) * tokens * (1 if config.checkpointing else shape.layers)
     return {"weights": 4 * P / R, "gradients": 4 * P / R, "moments": 8 * P / R, "copies and gathered layers": copies,
-            "references": references * P * (2 if bf16 else 4) / R,
+            "references": references * P * (2 if bf16 else 4) / R, "the other role's policy": 12 * P if config.policies == "two" else 0,
             "activations": layers + (4 * shape.hidden * tokens * shape.layers if config.checkpointing else 0),
             "logits": 14 * max(16 * shape.vocabulary, min(1 << 26, tokens * shape.vocabulary)), "context": CONTEXT}
 
@@ -109,11 +109,12 @@ def update_parts(shape: Shape, config, ranks: int, bf16: bool) -> dict[str, floa
 def sampling_parts(shape: Shape, config, ranks: int, bf16: bool, gpu_bytes: float) -> dict[str, float]:
     """Bytes of a GPU during the rollout."""
     P, R = shape.parameters, ranks if config.shard else 1
-    kept = {"weights": 4 * P / R, "moments": 8 * P / R, "references": update_parts(shape, config, ranks, bf16)["references"], "context": CONTEXT}
+    kept = {"weights": 4 * P / R, "moments": 8 * P / R, "context": CONTEXT}
+    kept |= {name: update_parts(shape, config, ranks, bf16)[name] for name in ("references", "the other role's policy")}
     if config.engine == "vllm":
         return kept | {"vllm": config.gpu_memory * gpu_bytes}
     room = config.max_length or 2 * max(config.design_tokens, config.reply_tokens)
-    return kept | {"hf: a copy of the weights": 2 * P if bf16 else 0 if R == 1 else 4 * P, "hf: keys and values": 256 * room * cache(shape, bf16)}
+    return kept | {"hf: a copy of the weights": 2 * P * (1 + (config.policies == "two")) if bf16 else 0 if R == 1 else 4 * P, "hf: keys and values": 256 * room * cache(shape, bf16)}
 
 
 def cache(shape: Shape, bf16: bool) -> int:

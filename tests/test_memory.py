@@ -74,3 +74,11 @@ def test_shapes_of_folders():
 
 def test_the_readme_has_the_table():
     assert memory.table() in (ROOT / "README.md").read_text()
+
+
+def test_a_second_policy_costs_its_weights_and_moments():
+    config = train.Config(model="Qwen/Qwen3-0.6B", anchor=0.0)
+    shape = memory.shape_of(config.model)
+    for parts, more in ((memory.update_parts, 12), (lambda *arguments: memory.sampling_parts(*arguments, 80 * GB), 14)):  # and the engine's copy in bf16
+        one, two = (sum(parts(shape, replace(config, policies=policies), 1, True).values()) for policies in ("shared", "two"))
+        assert two - one == more * shape.parameters
