@@ -153,7 +153,7 @@ CLAIMS = {
     6: Claim("Structure adapts to the task", "18.9 / 70.0 / 11.1 % single / reflection / ensemble on AIME24, 55.2 / 43.8 / 1.0 % on APPS", (
         Comparison("own designs - best fixed design, same weights", ("stagewise",), lambda row: own(row["after"]) - best_fixed(row["after"])),
         Comparison("own designs - oracle by family, same weights", ("stagewise",), lambda row: own(row["after"]) - oracle(row["after"])))),
-    7: Claim("One set of weights for both roles, or one each", "shared in all of the paper's runs", (against("stagewise", "two policies"),)),
+    7: Claim("One set of weights for both roles is better than one each", "shared in all of the paper's runs", (against("stagewise", "two policies"),)),
     8: Claim("At equal tokens: against one agent trained by the same GRPO, and against self-consistency", "44.8 against 35.2 for a single agent (math average)", (
         against("stagewise", "single agent"), against("stagewise", "coder agent"),
         Comparison("own designs - self-consistency, same weights", ("voted",), lambda row: row["metaagent"] - row["self_consistency"]),
@@ -179,7 +179,9 @@ def table(results: dict) -> str:
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """Mean and 95 % interval over seeds, as text."""
+    """Mean and 95 % interval over seeds, as text; "-" where there is none."""
+    if any(value != value for value in values):
+        return "-"
     mean, low, high = interval(values)
     return f"{mean:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if len(values) > 1 else "")
 
@@ -189,11 +191,13 @@ def noise(part: dict, M: int, N: int) -> tuple[float, float]:
 
     designer: the share of the variance of a design's mean reward that is luck, (w / N) / (b + w / N)
     executor: the variance of the baseline, the mean over all executions, as a share of the reward's, (b / M + w / (M N)) / (b + w)
-    b and w without the bias of the sample that they were measured on, SAMPLED designs x SAMPLED executions.
+    With equal rewards, and a designer of one design, there is nothing to learn from: nan. b and w without the bias of the sample that they were measured on, SAMPLED designs x SAMPLED executions.
     """
     within = part["within"] * SAMPLED / (SAMPLED - 1)
     between = max(0.0, part["between"] * SAMPLED / (SAMPLED - 1) - within / SAMPLED)
-    return within / N / (between + within / N), (between / M + within / (M * N)) / (between + within)
+    if between + within == 0:
+        return float("nan"), float("nan")
+    return within / N / (between + within / N) if M > 1 else float("nan"), (between / M + within / (M * N)) / (between + within)
 
 
 def variances(results: dict) -> str:
@@ -210,7 +214,7 @@ def variances(results: dict) -> str:
 def choices(results: dict) -> str:
     """Claim 6's table: what the trained designer chooses for each family, and the best hand-written design there; "" without runs."""
     rows = [row["after"] for (arm, _), row in sorted(results.items()) if arm == "stagewise"]
-    lines = ["| family | designs chosen, over all seeds | accuracy | best hand-written design, same weights |", "|---|---|---|---|"]
+    lines = ["| family | designs chosen, over all seeds | accuracy | best hand-written design, same weights, in hindsight |", "|---|---|---|---|"]
     for family in rows[0]["eval_families"] if rows else ():
         counts = sum((Counter(row["eval_families"][family]["designs"]) for row in rows), Counter())
         chosen = ", ".join(f"{kind} {count / counts.total():.0%}" for kind, count in counts.most_common(4))

@@ -60,8 +60,8 @@ def design_rewards(rewards_Q_M_N, valid_Q_M_N=None):
 def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, norm="std", credit="mean"):
     """advantages_Q_M of the designs: a design's mean reward against those of the question's other designs (credit "mean", the paper).
 
-    Two baselines to compare with: "single" knows a design by its first execution alone; "shared" has no reward of its own for a
-    design, which gets what its executions get, on average.
+    Two baselines to compare with: "single" knows a design by its first execution alone; "shared" gives
+    both roles the same, a design what its executions get on average: without invalid ones that is "mean", divided by the std over executions.
 
     >>> designer_advantages(torch.tensor([[[1., 0.], [1., 1.]]])).round(decimals=3)
     tensor([[-0.7070,  0.7070]])

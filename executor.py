@@ -117,19 +117,27 @@ class Executor:
             return Execution((), None, "invalid_script", design.error)
         return await _Run(self, question, seed).run(design.script)
 
-    async def run_tool(self, code: str):
-        """The sandbox.Outcome of a snippet. The same snippet runs once (agents of a vote, executions of a design often agree): every run starts from the
-        same state, so but for clocks it would end the same. Raises SandboxError."""
+    async def run_tool(self, code: str) -> str:
+        """What an agent sees of a snippet's run. The same snippet runs once (agents of a vote, executions of a design often agree): every run starts from the
+        same state, so but for clocks and the system's random numbers it would end the same. What may be the machine's fault (a timeout, a
+        crash) is shared by those who wait at that moment, and not kept. Raises SandboxError."""
         if code not in self.tool_runs:
             if len(self.tool_runs) >= KEPT_RUNS:
                 del self.tool_runs[next(iter(self.tool_runs))]
-            limits = Limits(wall=self.budget.tool_seconds, cpu=self.budget.tool_seconds)
-            self.tool_runs[code] = asyncio.ensure_future(self.sandbox.run(code, limits=limits))
+            self.tool_runs[code] = asyncio.ensure_future(self._run_tool(code))
+            self.tool_runs[code].add_done_callback(lambda task: task.cancelled() or task.exception())  # also where nobody waits for it any more
+        return await asyncio.shield(self.tool_runs[code])  # whoever gives up waiting does not end it for the others
+
+    async def _run_tool(self, code):
+        limits, keep = Limits(wall=self.budget.tool_seconds, cpu=self.budget.tool_seconds), False
         try:
-            return await asyncio.shield(self.tool_runs[code])  # whoever gives up waiting does not end it for the others
-        except SandboxError:
-            self.tool_runs.pop(code, None)
-            raise
+            outcome = await self.sandbox.run(code, limits=limits)
+            keep = outcome.status not in ("timeout", "crash", "killed")
+        finally:
+            if not keep and self.tool_runs.get(code) is asyncio.current_task():
+                del self.tool_runs[code]
+        problem = "" if outcome.status == "ok" else outcome.stderr.strip().splitlines()[-1:] or [outcome.status]
+        return (outcome.stdout.strip() + ("\n" if outcome.stdout.strip() and problem else "") + "".join(problem))[:2000]
 
     async def same_group(self, question: Question, text: str) -> str | None:
         """Programs that do the same on the public tests are one answer to a vote: a digest of what this one does. Raises SandboxError."""
@@ -264,9 +272,7 @@ class _Run:
         return prompt_ids, completion
 
     async def python(self, code: str) -> str:
-        outcome = await self.executor.run_tool(code)
-        problem = "" if outcome.status == "ok" else outcome.stderr.strip().splitlines()[-1:] or [outcome.status]
-        return (outcome.stdout.strip() + ("\n" if outcome.stdout.strip() and problem else "") + "".join(problem))[:2000]
+        return await self.executor.run_tool(code)
 
     async def tests(self, program: str) -> str:
         """The program's verdicts on the public tests, and the first failure. Hidden tests are not run before the end."""

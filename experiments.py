@@ -8,6 +8,7 @@ What the claims are, and what decides: claims.py. A row of runs.jsonl is what is
 Test: `pytest tests/test_experiments.py`. Read next: the tests.
 """
 import concurrent.futures
+import fcntl
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 import cli
@@ -35,34 +37,56 @@ def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
     """Train one arm with one seed, or go on with it, and return its row. Raises BadInput with train.py's own line."""
     if arm in DERIVED:
         return {"arm": arm, "seed": seed, **{"crossed": crossed, "variance": variance, "voted": voted}[arm](seed, folder)}
-    out = folder / f"{arm.replace(' ', '-')}-{seed}"
-    resume = ["--resume"] if (out / "config.json").exists() else []
-    command = [sys.executable, str(HERE / "train.py"), *shlex.split(f"{COMMON} {ARMS[arm]}"), "--seed", str(seed), "--out", str(out), *resume]
-    execute(command)
+    out = place(arm, seed, folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(HERE / "train.py"), *shlex.split(f"{COMMON} {ARMS[arm]}"), "--seed", str(seed), "--out", str(out)]
+    with open(out.with_suffix(".lock"), "w") as lock:  # the training holds it too: one that outlives this program is waited for
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        execute(command + ["--resume"] * (out / "config.json").exists(), lock.fileno())
     return summary(arm, seed, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
 
 
-RUNNING = set()  # trainings and evaluations: when this program ends, they do
+RUNNING, STOPPED, LOCK = set(), threading.Event(), threading.Lock()  # trainings and evaluations: when this program ends, they do
 
 
-def execute(command: list[str]) -> None:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    RUNNING.add(process)
+def execute(command: list[str], *descriptors: int) -> None:
+    with LOCK:
+        if STOPPED.is_set():
+            raise BadInput("stopped")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=descriptors)
+        RUNNING.add(process)
     said = process.communicate()[1]
     RUNNING.discard(process)
     if process.returncode:
         raise BadInput(f"{shlex.join(command[1:])}: {(said.strip().splitlines() or ['killed'])[-1]}")
 
 
+def stop() -> None:
+    with LOCK:
+        STOPPED.set()
+        for process in set(RUNNING):
+            process.terminate()
+
+
+def place(arm: str, seed: int, folder: pathlib.Path) -> pathlib.Path:
+    return folder / f"{arm.replace(' ', '-')}-{seed}"
+
+
 def model(arm: str, seed: int, step: int, folder: pathlib.Path) -> str:
     """The model of a run after `step` steps; of step 0 it is the start of all."""
-    return str(folder / f"{arm.replace(' ', '-')}-{seed}" / "steps" / str(step)) if step else "tiny"
+    return str(place(arm, seed, folder) / "steps" / str(step)) if step else "tiny"
 
 
 def needs(arm: str, seed: int, folder: pathlib.Path) -> list:
     """The runs whose models a derived arm measures, where they are not in `folder` (their rows may come from elsewhere)."""
     wanted = {"crossed": [("stagewise", 50), ("stagewise", 100)], "variance": [("stagewise", 100)], "voted": [("stagewise", 100), ("single agent", 500)]}
     return [(other, seed) for other, step in wanted.get(arm, ()) if not pathlib.Path(model(other, seed, step, folder)).exists()]
+
+
+def finished(out: pathlib.Path) -> bool:
+    """Whether a training has done all its steps."""
+    lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
+    return bool(lines) and len(lines) == json.loads((out / "config.json").read_text())["steps"]
 
 
 def evaluate(flags: str, out: pathlib.Path, *more) -> dict:
@@ -77,28 +101,32 @@ def crossed(seed: int, folder: pathlib.Path) -> dict:
     matrix = {str(designer): {} for designer in CROSSED}
     for designer, executor in itertools.product(CROSSED, CROSSED):
         pair = ("--designer", model("stagewise", seed, designer, folder), "--model", model("stagewise", seed, executor, folder))
-        rows = evaluate(f"--modes metaagent --samples 2 --seed {seed}", folder / f"crossed-{seed}" / f"{designer}-{executor}", *pair)
+        rows = evaluate(f"--modes metaagent --samples 2 --seed {seed}", place("stagewise", seed, folder) / "crossed" / f"{designer}-{executor}", *pair)
         matrix[str(designer)][str(executor)] = rows["metaagent"]["accuracy"]
     return {"matrix": matrix}
 
 
 def variance(seed: int, folder: pathlib.Path) -> dict:
-    """The reward's variance between and within designs, of SAMPLED x SAMPLED executions of 24 training questions, before and after training."""
+    """The reward's variance between and within designs, of SAMPLED x SAMPLED executions of 24 training questions, before and after training.
+    Two questions at a time, in steps that do not move the weights."""
     steps = {}
     for step in (0, 100):
-        out = folder / f"variance-{seed}-{step}"
+        out = place("stagewise", seed, folder) / f"variance-{step}"
         shutil.rmtree(out, ignore_errors=True)
-        flags = f"--steps 1 --questions 24 --designs {SAMPLED} --executions {SAMPLED} --anchor 0 --no-eval-fixed --eval-size 1 --threads 1 --seed {seed}"
+        flags = f"--steps 12 --questions 2 --designs {SAMPLED} --executions {SAMPLED} --lr 1e-12 --anchor 0 --no-eval-fixed --eval-size 1 --eval-every 0 --threads 1 --seed {seed}"
         execute([sys.executable, str(HERE / "train.py"), *flags.split(), "--model", model("stagewise", seed, step, folder), "--out", str(out)])
-        row = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
-        steps[str(step)] = {key: row[f"variance_{key}_designs"] for key in ("between", "within")}
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        if spoiled := sum(row["infrastructure"] + row["statuses"].get("timeout", 0) for row in rows):
+            raise BadInput(f"{out}: {spoiled} executions failed in the infrastructure or timed out; is the machine busy?")
+        steps[str(step)] = {key: statistics.fmean(row[f"variance_{key}_designs"] for row in rows) for key in ("between", "within")}
     return {"steps": steps}
 
 
 def voted(seed: int, folder: pathlib.Path) -> dict:
     """Own designs and self-consistency at equal tokens: the stagewise run's weights, and those of the trained single agent."""
-    own = evaluate(f"--modes metaagent,self-consistency --samples 2 --seed {seed}", folder / f"voted-{seed}" / "stagewise", "--model", model("stagewise", seed, 100, folder))
-    single = evaluate(f"--modes self-consistency --samples 2 --seed {seed}", folder / f"voted-{seed}" / "single", "--model", model("single agent", seed, 500, folder))
+    own = evaluate(f"--modes metaagent,self-consistency --samples 2 --seed {seed}", place("stagewise", seed, folder) / "voted", "--model", model("stagewise", seed, 100, folder))
+    single = evaluate(f"--modes self-consistency --samples 2 --seed {seed}", place("single agent", seed, folder) / "voted",
+                      "--model", model("single agent", seed, 500, folder), "--designer", model("stagewise", seed, 100, folder))  # which tells how many tokens
     return {"metaagent": own["metaagent"]["accuracy"], "self_consistency": own["self-consistency"]["accuracy"], "single_self_consistency": single["self-consistency"]["accuracy"],
             "tokens": {"metaagent": own["metaagent"]["tokens"], "self_consistency": own["self-consistency"]["tokens"], "single_self_consistency": single["self-consistency"]["tokens"]}}
 
@@ -169,11 +197,15 @@ def main(argv) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     done, arms = read(folder / "runs.jsonl"), dict.fromkeys(arm for number, claim in CLAIMS.items() if config.claim in (0, number) for arm in claim.arms)
     todo = [(arm, seed) for seed in range(config.seeds) for arm in arms if (arm, seed) not in done]
-    log.info(f"{len(arms)} arms, {config.seeds} seeds: {len(todo)} runs to do, {len(arms) * config.seeds - len(todo)} done; about eight minutes each")
+    log.info(f"{len(arms)} arms, {config.seeds} seeds: {len(todo)} runs to do, {len(arms) * config.seeds - len(todo)} done; about eight minutes each, side by side")
     runs = HERE / "runs" / "experiments"
     derived = [one for one in todo if one[0] in DERIVED]
+    for arm, seed in {run for one in derived for run in needs(*one, runs)}:
+        if finished(place(arm, seed, runs)):  # without the models that are needed now
+            shutil.rmtree(place(arm, seed, runs))
     trainings = [one for one in todo if one not in derived] + [run for one in derived for run in needs(*one, runs)]
     for part in (dict.fromkeys(trainings), derived):  # the trainings before what is made of them
+        STOPPED.clear()
         with concurrent.futures.ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
             try:
                 for finished in concurrent.futures.as_completed([pool.submit(run, arm, seed, runs) for arm, seed in part]):
@@ -185,8 +217,7 @@ def main(argv) -> None:
                     log.info(f"{row['arm']}, seed {row['seed']}" + (f": {row['evals'][0][2]:.3f} -> {final(row):.3f} in {row['seconds']} s" if "evals" in row else ""))
             finally:  # stopped, or one failed: the others are stopped too, and go on next time
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in set(RUNNING):
-                    process.terminate()
+                stop()
     results = {key: row for key, row in read(folder / "runs.jsonl").items() if key[0] in arms and key[1] < config.seeds}
     publish(read(folder / "runs.jsonl"), folder)
     log.info(compare(results))

@@ -6,7 +6,7 @@
     curves.png       reward by role, held-out accuracy, designs, outcomes, with the stages as bands
     report.html      the same and more as a page (pages.py), written anew while the run goes on; episodes/ has the pages that it links
     steps/N/         with --keep-every: the model after N steps, a Hugging Face folder
-    checkpoint/      a Hugging Face folder plus trainer.pt: optimiser, random state, step, config
+    checkpoint/      a Hugging Face folder plus trainer.pt: optimiser, random state, step, config; with --policies two the executor's, and checkpoint/designer
 
 A checkpoint is written beside the old one and swapped in by renames: a kill at any moment leaves a whole one, the new or the
 old. On --resume, lines of steps after the checkpoint are dropped, so that the files read as if nothing had happened.
@@ -270,9 +270,10 @@ def measure(rows: list[dict]) -> dict:
 
 
 def joined(parts: list[dict]) -> dict:
-    """The metrics of one update of each model as one row: sums of what is counted, means over the models that learned something."""
+    """The metrics of one update of each model as one row: sums and maxima of what is counted, means over the models that learned something."""
     learned = [part for part in parts if part["trained_tokens"]] or parts[:1]
-    return {key: sum(part[key] for part in parts) if key in ("trained_tokens", "skipped") else mean(part[key] for part in learned) for key in parts[0]}
+    how = {"trained_tokens": sum, "skipped": max, "mismatch_max": max}
+    return {key: how.get(key, mean)([part[key] for part in learned]) for key in parts[0]}
 
 
 class Clock:

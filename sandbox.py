@@ -320,7 +320,10 @@ class Sandbox:
     async def talk(self, script: str, variables: dict | None = None, limits: Limits = Limits(), kind: str = "mas", driver: str = "",
                    setup: str = "") -> Session:
         """Start a script that talks. kind: "mas" sees `variables` and the names of mas.py; "line", a candidate, only mas._request. Raises SandboxError."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise SandboxError(f"no descriptors for another run ({error.strerror})") from None
         with theirs:
             session = await self._launch(kind, (setup, script, driver), b"", limits, theirs)
         ours.setblocking(False)

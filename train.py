@@ -73,7 +73,7 @@ class Config:
     executor_group: Literal["question", "design"] = "question"
     """The group within which executions are compared."""
     designer_credit: Literal["mean", "single", "shared"] = "mean"
-    """A design's reward: mean, over its executions; single, of its first one alone; shared, none of its own, but what its executions get."""
+    """A design's reward: mean, over its executions; single, of its first one alone; shared, what its executions get, which is mean divided by their spread instead of the designs'."""
     policies: Literal["shared", "two"] = "shared"
     """One set of weights for both roles, or one each, which then needs no anchor."""
     fixed_design: str | None = None
@@ -231,6 +231,7 @@ class Trainer:
         executor, designer = self.models[0], self.models[-1]
         grow = Rollout(executor.engine, executor.policy, sandbox, budget, config.design_tokens, designer=(designer.engine, designer.policy))
         before = await self.evaluate(grow, fixed=config.eval_fixed) if self.step == 0 else {}
+        await self.catch_up(grow)
         bar = tqdm(range(self.step, config.steps), desc="train", disable=True if self.rank else None, mininterval=1)
         for step in bar:
             clock = runs.Clock([model.engine for model in self.models])
@@ -261,6 +262,14 @@ class Trainer:
             if self.step == config.steps or any(every and self.step % every == 0 for every in (config.save_every, config.keep_every)):
                 self.save()
         await self.evaluate(grow, fixed=config.eval_fixed, amend=True)  # also when a run is resumed that was stopped just here
+
+    async def catch_up(self, grow) -> None:
+        """A run that goes on does what comes after its checkpoint and may not have been done when it was stopped: the model kept, the evaluation."""
+        config = self.config
+        if self.step and config.keep_every and self.step % config.keep_every == 0 and self.rank == 0:
+            runs.keep(self.out, self.step)
+        if 0 < self.step < config.steps and config.eval_every and self.step % config.eval_every == 0:
+            await self.evaluate(grow, amend=True)
 
     async def update(self, batch, idle) -> dict:
         """Every model learns from the samples of its roles, and its engine samples from the new weights."""

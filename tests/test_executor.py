@@ -10,7 +10,7 @@ import tasks
 from executor import STATUSES, Budget, Executor, tool_call
 from policy import EngineError
 from programs import Suite
-from sandbox import Sandbox, SandboxError
+from sandbox import Outcome, Sandbox, SandboxError
 
 A = 'a = Agent("a", "Solve the question.")\n'
 TOOL = 'a = Agent("a", "Use Python.", tools=["python"])\n'
@@ -66,22 +66,23 @@ def test_the_same_snippet_runs_once(policy, monkeypatch):
     assert [code for code in counted if code.startswith("print")] == ["print(6 * 7)", "print(6 * 8)"]
 
 
-def test_a_tool_run_that_the_sandbox_failed_is_not_kept(policy, monkeypatch):
-    tried = []
+def test_a_tool_run_that_the_machine_spoiled_is_not_kept(policy, monkeypatch):
+    """The sandbox's failure and a timeout are shared by those who wait, and tried again by the next; an ordinary error is kept."""
+    ends = [SandboxError("no descriptors"), Outcome("timeout", "", "", 5.0, "none"), Outcome("error", "", "NameError: x", 0.0, "none"), None]
 
-    async def fails(self, code, *arguments, **options):
-        tried.append(code)
-        raise SandboxError("no descriptors")
+    async def run(self, code, *arguments, **options):
+        await asyncio.sleep(0)
+        if isinstance(end := ends.pop(0), SandboxError):
+            raise end
+        return end
 
     async def go():
         executor = Executor(None, policy, Sandbox())
-        for _ in range(2):
-            with pytest.raises(SandboxError):
-                await executor.run_tool("print(1)")
+        return [await asyncio.gather(*(executor.run_tool("x") for _ in range(2)), return_exceptions=True) for _ in range(4)]
 
-    monkeypatch.setattr(Sandbox, "run", fails)
-    asyncio.run(go())
-    assert tried == ["print(1)"] * 2
+    monkeypatch.setattr(Sandbox, "run", run)
+    failed, timeout, error, again = asyncio.run(go())
+    assert all(isinstance(one, SandboxError) for one in failed) and timeout == ["timeout"] * 2 and error == again == ["NameError: x"] * 2 and ends == [None]
 
 
 def test_tool_rounds_end_with_a_forced_answer(policy):
