@@ -33,6 +33,7 @@ ARMS = {
     "shared credit": "--designer-credit shared",
     "no anchor": "--anchor 0",
     "two policies": "--policies two",
+    "designer, frozen executor": "--stage designer --policies two",
     "single agent": "--fixed-design single --stage executor --designs 1 --executions 16 --steps 500 --keep-every 500",  # as many tokens as stagewise
     "coder agent": "--fixed-design coder --stage executor --designs 1 --executions 16 --steps 310",
 }
@@ -153,7 +154,8 @@ CLAIMS = {
     6: Claim("Structure adapts to the task", "18.9 / 70.0 / 11.1 % single / reflection / ensemble on AIME24, 55.2 / 43.8 / 1.0 % on APPS", (
         Comparison("own designs - best fixed design, same weights", ("stagewise",), lambda row: own(row["after"]) - best_fixed(row["after"])),
         Comparison("own designs - oracle by family, same weights", ("stagewise",), lambda row: own(row["after"]) - oracle(row["after"])))),
-    7: Claim("One set of weights for both roles is better than one each", "shared in all of the paper's runs", (against("stagewise", "two policies"),)),
+    7: Claim("One set of weights for both roles is better than one each", "shared in all of the paper's runs", (
+        against("stagewise", "two policies"), against("stagewise", "designer, frozen executor"), against("designer, frozen executor", "designer"))),
     8: Claim("At equal tokens: against one agent trained by the same GRPO, and against self-consistency", "44.8 against 35.2 for a single agent (math average)", (
         against("stagewise", "single agent"), against("stagewise", "coder agent"),
         Comparison("own designs - self-consistency, same weights", ("voted",), lambda row: row["metaagent"] - row["self_consistency"]),
@@ -237,10 +239,11 @@ def draw(results: dict, folder: pathlib.Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "metaagent", "svg.fonttype": "none"})
     import matplotlib.pyplot as plt
+    seeds = sorted({seed for _, seed in results})
     for number, claim in CLAIMS.items():
         arms = {arm: [row for (name, _), row in sorted(results.items()) if name == arm] for arm in claim.arms}
         arms = {arm: rows for arm, rows in arms.items() if rows and (number == 2 or "evals" in rows[0])}
-        if not arms:
+        if not any(comparison.over_seeds(results, seeds) for comparison in claim.comparisons):
             continue
         figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
         {2: matrix, 6: side_by_side}.get(number, curves)(axis, arms)

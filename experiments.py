@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -69,7 +70,7 @@ def stop() -> None:
 
 
 def place(arm: str, seed: int, folder: pathlib.Path) -> pathlib.Path:
-    return folder / f"{arm.replace(' ', '-')}-{seed}"
+    return folder / f"{re.sub('[^a-z0-9]+', '-', arm)}-{seed}"
 
 
 def model(arm: str, seed: int, step: int, folder: pathlib.Path) -> str:

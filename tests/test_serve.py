@@ -42,13 +42,13 @@ class Held(Scripted):
 
 
 @contextlib.asynccontextmanager
-async def serving(engine, policy):
+async def serving(engine, policy, script_seconds=5.0):
     """A server on a free port -> (its address, its sandbox)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     async with Sandbox() as sandbox:
-        server = asyncio.ensure_future(serve.Server(Rollout(engine, policy, sandbox, Budget(calls=8, reply_tokens=48)), evaluation.Config(design_tokens=96, port=port)).run())
+        server = asyncio.ensure_future(serve.Server(Rollout(engine, policy, sandbox, Budget(calls=8, reply_tokens=48, script_seconds=script_seconds)), evaluation.Config(design_tokens=96, port=port)).run())
         for _ in range(500):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -135,7 +135,7 @@ def test_a_slow_script_holds_up_nobody(policy):
                 return replace(completion, text="while True: pass", truncated=False) if "slow" in text else replace(completion, text=SCRIPT, truncated=False)
 
         engine = Slow(policy)
-        async with serving(engine, policy) as (url, sandbox), aiohttp.ClientSession() as session:
+        async with serving(engine, policy, script_seconds=60.0) as (url, sandbox), aiohttp.ClientSession() as session:
             slow = await post(session, url, "slow")
             for _ in range(2):
                 await slow.content.readline()
