@@ -3,6 +3,7 @@ import asyncio
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,10 +109,18 @@ def test_two_policies(tmp_path):
 
 
 def test_the_executor_alone_under_a_fixed_design(tmp_path):
-    finish(start("--steps", 1, "--out", tmp_path, "--fixed-design", "coder", "--stage", "executor", "--eval-every", 1))
+    """And killed between a checkpoint and what comes after it, the model kept and the evaluation: a resumed run makes up for both."""
+    flags = ("--out", tmp_path, "--fixed-design", "coder", "--stage", "executor", "--eval-every", 1, "--keep-every", 1)
+    finish(start("--steps", 1, *flags))
     row, = lines(tmp_path)
     assert set(row["structures"]) == {"single+python"} and row["trained_tokens"] > 0 and row["eval_accuracy"] == pytest.approx(row["eval_fixed"]["coder"])
     assert all(set(part["designs"]) == {"single+python"} for part in row["eval_families"].values())
+    kept = load_file(tmp_path / "steps" / "1" / "model.safetensors")
+    shutil.rmtree(tmp_path / "steps")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({**row, "eval_accuracy": -1.0, "eval_before": row["eval_before"]}) + "\n")
+    finish(start("--steps", 2, *flags, "--resume"))
+    first, second = lines(tmp_path)
+    assert first == row and second["eval_accuracy"] >= 0 and all(torch.equal(tensor, kept[name]) for name, tensor in load_file(tmp_path / "steps" / "1" / "model.safetensors").items())
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(straight, tmp_path):
