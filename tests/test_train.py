@@ -226,7 +226,7 @@ def test_a_killed_rank_ends_the_job_and_it_can_go_on(tmp_path, victim):
 def test_an_engine_that_fails_in_mid_rollout_spoils_that_batch_alone(tmp_path, monkeypatch):
     """The second batch of the second step runs out of memory: what was in it is left out and counted, and the run goes on."""
     trainer, batches = small_trainer(tmp_path), []
-    trainer.engine.max_batch = 4
+    trainer.models[0].engine.max_batch = 4
 
     def fails(policy, requests, model):
         batches.append(trainer.step)
