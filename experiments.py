@@ -1,7 +1,7 @@
 """The paper's claims, checked on a laptop: the runs, what they say, and the pictures.
 
     python experiments.py --claim 1 --seeds 1      one seed of one claim's runs, and how they compare with the published ones
-    python experiments.py                          every claim, five seeds: days of two cores; what is done is skipped, what was stopped goes on
+    python experiments.py                          every claim, five seeds: hours of two cores; what is done is skipped, what was stopped goes on
     python experiments.py --draw                   the figures and the README's table again, from results/runs.jsonl
 
 What the claims are, and what decides: claims.py. A row of runs.jsonl is what is kept of one run.
