@@ -5,7 +5,8 @@ pairs. A claim is a list of comparisons, each with a direction; the mean of the 
 holds, does not (the interval lies on the other side of 0), can't be told. The plan was in LOG.md before the first run.
 
 Scores are held-out accuracy of the model's own designs: *final* is the mean of the last three evaluations (every 10 steps), *best* the highest. Where
-arms sample different numbers of tokens, both are read at 80, 90 and 100 % of what the thriftier arm of the pair used up.
+arms sample different numbers of tokens, both are read at 80, 90 and 100 % of what the thriftier arm of the pair used up. A run *collapsed* if its final
+score is below half of its best.
 Test: `pytest tests/test_experiments.py`. Read next: experiments.py.
 """
 import json
@@ -28,6 +29,7 @@ ARMS = {
     "4 x 4": "--designs 4 --executions 4",
     "2 x 8": "--designs 2 --executions 8",
     "1 x 16": "--designs 1 --executions 16",
+    "8 x 1": "--designs 8 --executions 1",  # half the executions of all others: the paper's comparison
     "groups by design": "--executor-group design",
     "one execution's credit": "--designer-credit single",
     "shared credit": "--designer-credit shared",
@@ -148,7 +150,9 @@ CLAIMS = {
         against("stagewise", "coupled"), against("stagewise", "executor"), against("stagewise", "phases of 1"), against("stagewise", "phases of 30"),
         against("stagewise", "no anchor"))),
     4: Claim("Hierarchical rollouts: several executions of each design", "M=4, N=4 against M=8, N=1: 40.0 against 33.3 (AIME24)", (
-        against("stagewise", "16 x 1"), against("4 x 4", "16 x 1"), against("stagewise", "2 x 8"), against("stagewise", "1 x 16")), also=("variance",)),
+        against("stagewise", "16 x 1"), against("4 x 4", "16 x 1"), against("stagewise", "2 x 8"), against("stagewise", "1 x 16"),
+        Comparison("4 x 4 - 8 x 1, at equal steps instead of equal tokens, as in the paper", ("4 x 4", "8 x 1"), lambda a, b: final(a) - final(b)), against("4 x 4", "8 x 1")),
+        also=("variance",)),
     5: Claim("Role-aware credit: executions are compared within the question", "the paper's choice", (
         against("stagewise", "groups by design"), against("stagewise", "one execution's credit"), against("stagewise", "shared credit"))),
     6: Claim("Structure adapts to the task", "18.9 / 70.0 / 11.1 % single / reflection / ensemble on AIME24, 55.2 / 43.8 / 1.0 % on APPS", (
@@ -188,18 +192,31 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if len(values) > 1 else "")
 
 
-def noise(part: dict, M: int, N: int) -> tuple[float, float]:
-    """How noisy each role's advantages are with M designs x N executions, from the reward's variance between designs and within them.
+def noise(part: dict, M: int, N: int) -> tuple[float, float, float]:
+    """How noisy each role's advantages are with M designs x N executions, from the reward's variance between designs (b) and within them (w).
 
     designer: the share of the variance of a design's mean reward that is luck, (w / N) / (b + w / N)
+    update: the variance of the designer's policy gradient of one question over that of M N designs with one execution each, (N b + w) / (b + w); see LOG.md
     executor: the variance of the baseline, the mean over all executions, as a share of the reward's, (b / M + w / (M N)) / (b + w)
-    With equal rewards, and a designer of one design, there is nothing to learn from: nan. b and w without the bias of the sample that they were measured on, SAMPLED designs x SAMPLED executions.
+    With equal rewards, and for a designer of one design, there is nothing to learn from: nan. b and w without the bias of the sample that they were measured on, SAMPLED designs x SAMPLED executions.
     """
     within = part["within"] * SAMPLED / (SAMPLED - 1)
     between = max(0.0, part["between"] * SAMPLED / (SAMPLED - 1) - within / SAMPLED)
-    if between + within == 0:
-        return float("nan"), float("nan")
-    return within / N / (between + within / N) if M > 1 else float("nan"), (between / M + within / (M * N)) / (between + within)
+    total, nothing = between + within, float("nan")
+    if total == 0:
+        return nothing, nothing, nothing
+    executor = (between / M + within / (M * N)) / total
+    return (within / N / (between + within / N), (N * between + within) / total, executor) if M > 1 else (nothing, nothing, executor)
+
+
+def scores(results: dict) -> str:
+    """Every arm's scores over its seeds, and how many of them collapsed; "" without runs."""
+    lines = ["| arm | flags of `train.py` | thousand tokens | final | best | seeds that collapsed |", "|---|---|---|---|---|---|"]
+    for arm, flags in ARMS.items():
+        if rows := [row for (name, _), row in sorted(results.items()) if name == arm]:
+            tokens = statistics.fmean(row["evals"][-1][1] for row in rows) / 1000
+            lines.append(f"| {arm} | `{flags}` | {tokens:.0f} | {spread([final(row) for row in rows])} | {spread([best(row) for row in rows])} | {sum(map(collapsed, rows)):.0f} of {len(rows)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def variances(results: dict) -> str:
@@ -207,7 +224,7 @@ def variances(results: dict) -> str:
     rows = [row for (arm, _), row in sorted(results.items()) if arm == "variance"]
     lines = ["| noise of the advantages | " + " | ".join(f"{M} x {N}" for M, N in SPLITS) + " |", "|---" * (len(SPLITS) + 1) + "|"]
     for step in ("0", "100"):
-        for role, name in enumerate(("designer: luck in a design's mean reward", "executor: variance of the baseline")):
+        for role, name in enumerate(("designer: luck in a design's mean reward", "designer: variance of its gradient, 16 x 1 being 1", "executor: variance of the baseline")):
             cells = [spread([noise(row["steps"][step], M, N)[role] for row in rows]) for M, N in SPLITS] if rows else []
             lines.append(f"| {name}, after {step} steps | " + " | ".join(cells) + " |")
     return "\n".join(lines) if rows else ""
@@ -228,7 +245,7 @@ def choices(results: dict) -> str:
 
 def page(results: dict) -> str:
     """All tables."""
-    return "\n\n".join(filter(None, (table(results), choices(results), variances(results))))
+    return "\n\n".join(filter(None, (table(results), scores(results), choices(results), variances(results))))
 
 
 # ------------------------------------------------------------------------------------------------------------ the pictures

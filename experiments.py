@@ -30,6 +30,7 @@ from tasks import BadInput
 
 PUBLISHED = HERE / "results" / "runs.jsonl"
 COMMON = "--eval-every 10 --threads 1"  # one thread each, so that two runs share two cores and a rerun is bit for bit the same
+ENVIRONMENT = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}  # also on another CPU: with wider vectors sums are rounded in another order
 
 
 # ---------------------------------------------------------------------------------------------------------------- a run
@@ -54,7 +55,7 @@ def execute(command: list[str], *descriptors: int) -> None:
     with LOCK:
         if STOPPED.is_set():
             raise BadInput("stopped")
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=descriptors)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=descriptors, env=ENVIRONMENT)
         RUNNING.add(process)
     said = process.communicate()[1]
     RUNNING.discard(process)
@@ -209,8 +210,8 @@ def main(argv) -> None:
         STOPPED.clear()
         with concurrent.futures.ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
             try:
-                for finished in concurrent.futures.as_completed([pool.submit(run, arm, seed, runs) for arm, seed in part]):
-                    row = finished.result()
+                for future in concurrent.futures.as_completed([pool.submit(run, arm, seed, runs) for arm, seed in part]):
+                    row = future.result()
                     if (row["arm"], row["seed"]) in done:
                         continue
                     with open(folder / "runs.jsonl", "a") as file:

@@ -14,7 +14,7 @@ import cli
 import credit
 import experiments
 import runs
-from claims import ARMS, CLAIMS, DERIVED, Comparison, choices, collapsed, final, interval, noise, oracle, own, page, variances, verdict
+from claims import ARMS, CLAIMS, DERIVED, Comparison, choices, collapsed, final, interval, noise, oracle, own, page, scores, variances, verdict
 
 
 def row(arm, seed, curve, tokens=100):
@@ -47,7 +47,7 @@ def test_every_arm_is_a_run_that_train_accepts():
     for arm, flags in ARMS.items():
         config = cli.flags(train.Config, f"{experiments.COMMON} {flags}".split(), "")
         runs.check(config, 1)
-        assert config.designs * config.executions == 16
+        assert config.designs * config.executions == (8 if arm == "8 x 1" else 16)
     assert {arm for claim in CLAIMS.values() for arm in claim.arms} == {*ARMS, *DERIVED}
 
 
@@ -68,15 +68,18 @@ def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
 
 
 def test_the_noise_of_advantages_is_what_a_simulation_says():
-    """Rewards of a known law, many trees: the share of luck in a design's mean, and the variance of the baseline, counted and by `noise`."""
+    """Rewards of a known law, many trees: the share of luck in a design's mean, the variance of a gradient and of the baseline, counted and by `noise`."""
     generator, b, w, M, N = torch.Generator().manual_seed(0), 0.04, 0.16, 4, 4
     quality = 0.5 + b ** 0.5 * torch.randn(20_000, 16, 1, generator=generator)
     rewards = quality + w ** 0.5 * torch.randn(20_000, 16, 16, generator=generator)
     between, within = credit.variance_split(rewards)
-    designer, executor = noise({"between": between, "within": within}, M, N)
+    designer, update, executor = noise({"between": between, "within": within}, M, N)
     means = rewards[:, :M, :N].mean(2)
     assert designer == pytest.approx(((means - quality[:, :M, 0]).var() / means.var()).item(), rel=0.03) == pytest.approx((w / N) / (b + w / N), rel=0.03)
     assert executor == pytest.approx((means.mean(1).var() / (b + w)).item(), rel=0.05)
+    directions = torch.randn(20_000, 16, generator=generator)  # the gradients of the designs' log-probabilities, in one direction
+    hierarchical, flat = ((means - 0.5) * directions[:, :M]).mean(1), ((rewards[:, :, 0] - 0.5) * directions).mean(1)
+    assert update == pytest.approx((hierarchical.var() / flat.var()).item(), rel=0.05) == pytest.approx((N * b + w) / (b + w), rel=0.05)
 
 
 def test_tables_of_choices_and_noise():
@@ -86,8 +89,12 @@ def test_tables_of_choices_and_noise():
     line = next(line for line in variances(results).splitlines() if line.startswith("| designer"))
     *shares, last = [cell.split()[0] for cell in line.split("|")[2:-1]]
     shares = [float(share) for share in shares]
+    assert variances(results).count("gradient, 16 x 1 being 1") == 2 and "being 1, after 0 steps | 1.00 " in variances(results)
     assert last == "-" and len(shares) == 4 and shares == sorted(shares, reverse=True)  # more executions of a design, less luck in its mean
-    assert page(results).count("\n\n") == 2
+    assert page(results).count("\n\n") == 3
+    results["designer", 0] = row("designer", 0, [0.1, 0.9, 0.2, 0.1, 0.1])
+    assert scores(results).splitlines()[2:] == ["| stagewise | `--keep-every 50` | 0 | 0.50 (0.50 to 0.50) | 0.80 (0.80 to 0.80) | 0 of 2 |",
+                                                "| designer | `--stage designer` | 0 | 0.13 | 0.90 | 1 of 1 |"] and scores({}) == ""
 
 
 def test_derived_arms_say_which_models_they_need(tmp_path):
