@@ -28,6 +28,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Callable
 
+from cli import log
 from programs import Suite
 from tasks import BadInput, Question, parse_row
 
@@ -234,6 +235,7 @@ def _codecontests(row, name):
 
 # ------------------------------------------------------------------------------------------------------------ the table
 
+OTHER = {"train": "test", "test": "train"}
 LCB = {f"v{n}": (f"test{n if n > 1 else ''}.jsonl",) for n in range(1, 7)}
 LCB |= {f"release_v{n}": tuple(LCB[f"v{i}"][0] for i in range(1, n + 1)) for n in range(1, 7)}
 SOURCES = {
@@ -266,6 +268,8 @@ def read(name: str, split: str, data_dir: str | None = None, size: int = 1 << 30
             raise BadInput(f"--tasks {name}: no option {option!r} of this set")
     split = split if split in source.splits else next(iter(source.splits))
     file = pathlib.Path(path) if path else _local(name, split, data_dir) if data_dir else None
+    if file and not path and OTHER[split] in file.name:
+        log.info(f"{name}: {file} names the other split, {OTHER[split]}, and is taken for want of a better one")
     rows = rows_of(file) if file else _from_hub(name, source, split, seed)
     for number, row in enumerate(rows, 1):
         try:
@@ -287,13 +291,16 @@ def read(name: str, split: str, data_dir: str | None = None, size: int = 1 << 30
 
 
 def _local(name, split, data_dir):
-    """The file of a set in a folder: its name begins with the set's; of several, the one that names the split, or has the shortest name."""
+    """The file of a set in a folder: its name begins with the set's; of several, the one that names the version, then the split, then the one with the shortest name."""
     base, folder = name.split("@")[0], pathlib.Path(data_dir)
     files = [path for path in folder.glob(f"{base}*") if re.search(r"\.(jsonl|jsonl\.gz|parquet)$", path.name)]
     if not files:
         raise BadInput(f"--tasks {name}: no file {base}*.jsonl or {base}*.parquet in --data-dir {data_dir}")
-    other = {"train": "test", "test": "train"}[split]
-    return min(files, key=lambda path: (other in path.name, split not in path.name, len(path.name), path.name))
+    versions = [option for option in name.split("@")[1:] if option in LCB or option == "sanitized"]
+    file = min(files, key=lambda path: (not all(version in path.name for version in versions), OTHER[split] in path.name, split not in path.name, len(path.name), path.name))
+    if not all(version in file.name for version in versions):
+        log.info(f"{name}: {file} does not name {', '.join(versions)}, and is taken for want of a better one")
+    return file
 
 
 def rows_of(path: pathlib.Path):

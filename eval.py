@@ -15,7 +15,7 @@
 A code question is solved when its program passes all tests. Accuracy is pass@1, the mean over --samples answers; pass@k is the unbiased
 estimate of Chen et al. (arXiv 2107.03374). Intervals are 95 % bootstrap intervals over questions. Tokens are sampled tokens, of the
 design and of all calls. Every answer has a seed of its own, from the question's id: the numbers do not depend on the batch or on the
-order of the questions, but for rounding. With --out, every answered question is written at once, and the same command goes on where it was stopped.
+order of the questions, but for rounding. With --out, every answered question is written at once (of self-consistency, 64 at a time), and the same command goes on where it was stopped.
 Test: `pytest tests/test_eval.py`. Read next: pages.py.
 """
 import asyncio
@@ -63,6 +63,8 @@ class Config:
     """Who answers: any of single, self-consistency, fixed, metaagent."""
     samples: int = 1
     """Answers per question; accuracy is their mean."""
+    vote_tokens: float = 0.0
+    """Sampled tokens a question that self-consistency uses up; 0 is as many as metaagent used."""
     limit: int = 100
     """At most so many questions of each set."""
     data_dir: str | None = None
@@ -239,25 +241,32 @@ async def answer(grow, name, mode, questions, samples, seed, answers: Answers, b
     """All questions in one mode, in portions, so that little is lost when the run is stopped."""
     todo = [question for question in questions if not answers.done(name, mode, question)]
     bar(len(questions) - len(todo))
+
+    def on_done(tree):
+        bar(1)
+        if k == 1:
+            answers.add(name, mode, record(tree))
+
     for start in range(0, len(todo), PORTION):
-        trees = await grow(todo[start:start + PORTION], samples, k, (*seed, mode), script, lambda: bar(1))
-        for tree in trees:
-            answers.add(name, mode, record(tree) if k == 1 else await voted(grow, tree))
+        trees = await grow(todo[start:start + PORTION], samples, k, (*seed, mode), script, on_done)
+        for tree in trees if k > 1 else ():
+            answers.add(name, mode, await voted(grow, tree))
     return summarise(name, mode, [answers.rows[name, mode, name_of(question)] for question in questions])
 
 
-async def evaluate(grow, name: str, questions, modes, samples: int = 1, seed: tuple = (0,), answers: Answers | None = None) -> list[Result]:
-    """Every mode on the same questions. `grow` is a Rollout. Self-consistency uses up the tokens that metaagent used."""
+async def evaluate(grow, name: str, questions, modes, samples: int = 1, seed: tuple = (0,), answers: Answers | None = None,
+                   vote_tokens: float = 0.0) -> list[Result]:
+    """Every mode on the same questions. `grow` is a Rollout. Self-consistency uses up `vote_tokens` a question, or (0) what metaagent used."""
     answers = answers or Answers(None)
     wanted = [mode for mode in modes if mode not in ("fixed", "self-consistency")] + [f"fixed: {key}" for key in FIXED if "fixed" in modes]
-    needed = [mode for mode in ("metaagent", "single") if "self-consistency" in modes and mode not in wanted]
+    needed = [mode for mode in ("metaagent", "single")[bool(vote_tokens):] if "self-consistency" in modes and mode not in wanted]
     rows = {}
     with tqdm(total=len(questions) * (len(wanted + needed) + ("self-consistency" in modes)), desc=name, mininterval=1, leave=False, disable=None) as bar:
         for mode in needed + wanted:
             script = None if mode == "metaagent" else FIXED[mode.removeprefix("fixed: ")]
             rows[mode] = await answer(grow, name, mode, questions, samples, seed, answers, bar.update, script)
         if "self-consistency" in modes:
-            k = max(1, round(rows["metaagent"].tokens / max(1.0, rows["single"].tokens)))
+            k = max(1, round((vote_tokens or rows["metaagent"].tokens) / max(1.0, rows["single"].tokens)))
             mode = f"self-consistency (k={k})"
             rows[mode] = await answer(grow, name, mode, questions, samples, seed, answers, bar.update, FIXED["single"], k)
     order = {mode: place for place, mode in enumerate(modes)}
@@ -300,7 +309,7 @@ async def run(config: Config) -> list[Result]:
         other = Policy(cli.model_path(config.designer), cli.device(), config.max_length, cli.dtype(config.dtype))
         designer = open_engine("hf", other), other
     async with Sandbox(config.sandbox) as sandbox:
-        grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature, designer)
+        grow = Rollout(engine, policy, sandbox, budget, config.design_tokens, config.temperature, designer, all_tests=config.ask is not None)
         if config.serve:
             await serve.Server(grow, config).run()
         if config.ask is not None:
@@ -308,7 +317,7 @@ async def run(config: Config) -> list[Result]:
             return []
         answers = Answers(pathlib.Path(config.out) / "answers.jsonl" if config.out else None)
         for name, questions in sets(config):
-            rows += await evaluate(grow, name, questions, config.modes.split(","), config.samples, (config.seed, name), answers)
+            rows += await evaluate(grow, name, questions, config.modes.split(","), config.samples, (config.seed, name), answers, config.vote_tokens)
     return rows
 
 
@@ -338,6 +347,8 @@ def check(config: Config) -> None:
             raise tasks.BadInput(f"--{flag.replace('_', '-')} {getattr(config, flag)}: must be at least 1")
     if config.threads < 0:
         raise tasks.BadInput(f"--threads {config.threads}: must be 0 or more")
+    if not 0 <= config.vote_tokens < math.inf:
+        raise tasks.BadInput(f"--vote-tokens {config.vote_tokens}: must be 0 or more")
     if not config.temperature >= 0:
         raise tasks.BadInput(f"--temperature {config.temperature}: must be 0 or more")
     if config.ask is not None and not config.ask.strip():

@@ -127,8 +127,8 @@ def variance(seed: int, folder: pathlib.Path) -> dict:
 def voted(seed: int, folder: pathlib.Path) -> dict:
     """Own designs and self-consistency at equal tokens: the stagewise run's weights, and those of the trained single agent."""
     own = evaluate(f"--modes metaagent,self-consistency --samples 2 --seed {seed}", place("stagewise", seed, folder) / "voted", "--model", model("stagewise", seed, 100, folder))
-    single = evaluate(f"--modes self-consistency --samples 2 --seed {seed}", place("single agent", seed, folder) / "voted",
-                      "--model", model("single agent", seed, 500, folder), "--designer", model("stagewise", seed, 100, folder))  # which tells how many tokens
+    single = evaluate(f"--modes self-consistency --samples 2 --seed {seed} --vote-tokens {own['metaagent']['tokens']}", place("single agent", seed, folder) / "voted",
+                      "--model", model("single agent", seed, 500, folder))
     return {"metaagent": own["metaagent"]["accuracy"], "self_consistency": own["self-consistency"]["accuracy"], "single_self_consistency": single["self-consistency"]["accuracy"],
             "tokens": {"metaagent": own["metaagent"]["tokens"], "self_consistency": own["self-consistency"]["tokens"], "single_self_consistency": single["self-consistency"]["tokens"]}}
 
@@ -158,15 +158,16 @@ def publish(results: dict, folder: pathlib.Path) -> None:
 
 
 def compare(rows: dict) -> str:
-    """New runs beside the published ones: is each inside of the published seeds' range?"""
+    """New runs beside the published ones: the same, or else where one run more is to be expected (95 %, from the published seeds)."""
     published, lines = read(PUBLISHED), []
     for (arm, seed), row in sorted(rows.items()):
         known = [final(other) for (name, _), other in published.items() if name == arm and "evals" in other]
-        if known:
-            mean, low, high = interval(known) if len(known) > 1 else (known[0],) * 3
-            same = "the same as published" if (arm, seed) in published and published[arm, seed]["evals"] == row["evals"] else "published for this seed: " + \
-                (f"{final(published[arm, seed]):.3f}" if (arm, seed) in published else "none")
-            lines.append(f"{arm}, seed {seed}: final {final(row):.3f}; published mean {mean:.3f} ({low:.3f} to {high:.3f}, {len(known)} seeds, which range from {min(known):.3f} to {max(known):.3f}); {same}")
+        if len(known) > 1:
+            mean, low, high = interval(known)
+            half = (high - mean) * (len(known) + 1) ** 0.5  # of one run, where `interval` is of the mean of all
+            same = (arm, seed) in published and published[arm, seed]["evals"] == row["evals"]
+            said = "the same run as published" if same else f"{'as' if abs(final(row) - mean) <= half else 'NOT as'} expected of another run, {mean - half:.3f} to {mean + half:.3f}"
+            lines.append(f"{arm}, seed {seed}: final {final(row):.3f}, {said}; published {mean:.3f} ({low:.3f} to {high:.3f}, {len(known)} seeds)")
     return "\n".join(lines)
 
 

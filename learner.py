@@ -122,15 +122,16 @@ class Learner:
         trained = all_reduce(sum(len(sample.completion_ids) for sample in useful))
         if trained == 0:  # nothing to learn from, on any rank
             return totals.means(1) | {"anchor_kl": 0.0, "loss": 0.0, "grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
-        work = [(part, tokens, self.config.kl, self.start, totals) for part in self.split(useful)]
-        work += [(part, idle_tokens, self.config.anchor, self.phase, held) for part in self.split(idle)]
-        empty = [Row.of([Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor")])], math.inf, 0.0, None, Statistics()
-        count = int(all_reduce(len(work), dist.ReduceOp.MAX))
+        empty = [Row.of([Sample((self.policy.pad_id,), (self.policy.pad_id,), (0.0,), 0.0, "executor")])]
+        work = []
+        for part, size, kl, reference, statistics in ((useful, tokens, self.config.kl, self.start, totals), (idle, idle_tokens, self.config.anchor, self.phase, held)):
+            mine = self.split(part)
+            missing = int(all_reduce(len(mine), dist.ReduceOp.MAX)) - len(mine)  # on all ranks the same passes through the same models, some with a gradient of 0
+            work += [(rows, size, kl, reference, statistics) for rows in mine] + [(empty, math.inf, kl, reference, Statistics())] * missing
         self.policy.model.train(self.config.checkpointing)  # transformers checkpoints in training mode only; the models have no dropout
-        for number in range(count):
-            last = number == count - 1
-            with self.module.no_sync() if dist.is_initialized() and not self.shard and not last else contextlib.nullcontext():
-                self.backward(*(work[number] if number < len(work) else empty))  # DDP sums over ranks at the last one
+        for number, micro_batch in enumerate(work, 1):
+            with self.module.no_sync() if dist.is_initialized() and not self.shard and number < len(work) else contextlib.nullcontext():
+                self.backward(*micro_batch)  # DDP sums over ranks at the last one
         self.policy.model.eval()
         norm = whole(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip)).item()
         self.apply(norm)

@@ -36,28 +36,31 @@ class Tree:
 
 
 class Rollout:
-    """Grows trees with one engine and one sandbox.."""
+    """Grows trees with one sandbox and one engine, or two: one for each role."""
 
-    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), design_tokens: int = 1024, temperature: float = 1.0, designer=None):
-        """designer: (engine, policy) of the designer role, where it is another model."""
-        self.designer = designer or (engine, policy)
+    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), design_tokens: int = 1024, temperature: float = 1.0, designer=None,
+                 all_tests: bool = True):
+        """designer: (engine, policy) of the designer role, where it is another model. all_tests: if not, the tests of a program end at the first that fails."""
+        self.designer, self.all_tests = designer or (engine, policy), all_tests
         self.engine, self.policy, self.design_tokens, self.temperature = engine, policy, design_tokens, temperature
         self.executor = Executor(engine, policy, sandbox, budget, temperature)
 
     async def __call__(self, questions: list[Question], designs: int, executions: int, seed: tuple, fixed: str | None = None,
-                       on_done=lambda: None) -> list[Tree]:
-        """The trees of `questions`, M = `designs`, N = `executions`. fixed: run this script instead of sampling (a baseline)."""
+                       on_done=lambda tree: None) -> list[Tree]:
+        """The trees of `questions`, M = `designs`, N = `executions`. fixed: run this script instead of sampling (a baseline).
+        on_done: is called with each tree as it is done."""
         return await self.engine.gather(*(self.tree(question, designs, executions, (*seed, question.id), fixed, on_done)
                                           for question in questions))
 
     async def tree(self, question, M, N, seed, fixed, on_done) -> Tree:
         branches = await self.engine.gather(*(self.branch(question, N, (*seed, m), fixed) for m in range(M)))
-        on_done()
         rewards = torch.tensor([[reward for _, reward in runs] for _, runs in branches])
         executions = tuple(tuple(execution for execution, _ in runs) for _, runs in branches)
         valid = torch.tensor([[execution.status != "infrastructure" for execution in runs] for runs in executions])
         assert rewards.shape == valid.shape == (M, N)
-        return Tree(question, tuple(design for design, _ in branches), executions, rewards, valid)
+        tree = Tree(question, tuple(design for design, _ in branches), executions, rewards, valid)
+        on_done(tree)
+        return tree
 
     async def branch(self, question, N, seed, fixed):
         """One design and its N executions, graded."""
@@ -82,7 +85,7 @@ class Rollout:
     async def reward(self, question, answer: str) -> float:
         """Of a submitted answer: its grade, or the fraction of the tests that its program passes. Raises SandboxError."""
         if question.kind == "code":
-            return await programs.grade(self.executor.sandbox, question.tests, programs.last_program(answer))
+            return await programs.grade(self.executor.sandbox, question.tests, programs.last_program(answer), stop=not self.all_tests)
         return await asyncio.to_thread(grade, question, answer)
 
 

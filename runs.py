@@ -62,6 +62,8 @@ def check(config, world: int) -> None:
     for name in ("lr", "grad_clip", "clip_low", "clip_high", "execution_seconds", "gpu_gb"):
         if not 0 < getattr(config, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(config, name)}: must be a positive number")
+    if config.dual_clip is not None and not config.dual_clip > 1:
+        raise BadInput(f"--dual-clip {config.dual_clip}: must be above 1")
     if not config.importance_cap >= 0:
         raise BadInput(f"--tis {config.tis}: a cap of importance weights, or 0 for none")
     if not 0 < config.gpu_memory < 1:
@@ -79,6 +81,8 @@ def open_folder(config, rank: int) -> pathlib.Path:
     out = pathlib.Path(config.out)
     if rank == 0 and not config.resume and (out / "metrics.jsonl").exists():
         raise BadInput(f"--out {out}: holds a run already; add --resume to go on with it, or name another folder")
+    if rank == 0 and (out / "config.json").exists() and "phase_steps" not in (out / "config.json").read_text():
+        raise BadInput(f"--out {out}: its config.json is not a run's; name another folder")
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "config.json", json.dumps(asdict(config), indent=1) + "\n")

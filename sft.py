@@ -75,7 +75,7 @@ def packed(policy, samples: list[Sample], budget: int) -> list[list[Row]]:
 
 
 def fine_tune(policy, samples: list[Sample], steps: int, batch: int, lr: float, seed: int, decay: float = 0.1, budget: int = 8192):
-    """AdamW with a linear decay to `decay` x lr; the mean log-probability of completion tokens. Returns the losses."""
+    """AdamW, 50 steps of warm-up, a linear decay to `decay` x lr; the mean log-probability of completion tokens. Returns the losses."""
     order, losses = random.Random(f"fine-tune {seed}"), []
     scorer = Scorer(policy)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=lr, weight_decay=0.01)
@@ -205,7 +205,7 @@ def train(config: Config) -> None:
     if config.model is None and config.data is None:
         policy, samples = build_tiny(config, folder)
     else:
-        rows = cold_start(config.samples, config.seed, config.tasks) if config.scripted else read_samples(pathlib.Path(config.data))
+        rows = cold_start(config.samples, config.seed, config.tasks, config.data_dir) if config.scripted else read_samples(pathlib.Path(config.data))
         policy = Policy(cli.model_path(config.model or "tiny"), cli.device(), dtype=cli.dtype(config.dtype))
         samples = encode(policy, rows, config.max_length)
     if not samples:
@@ -230,7 +230,7 @@ def write(policy: Policy, out: pathlib.Path, what: str) -> None:
 
 def check_free(out: pathlib.Path) -> pathlib.Path:
     """The folder beside `out` that is written first. Raises BadInput if `out` is something else than a model's folder."""
-    if out.exists() and not (out / "config.json").is_file():
+    if out.exists() and not ((out / "config.json").is_file() and "model_type" in (out / "config.json").read_text()):
         raise tasks.BadInput(f"--out {out}: exists and is not a model's folder; nothing was touched")
     return out.with_name(out.name + ".new")
 
@@ -270,13 +270,18 @@ async def collect(config: Config, out: pathlib.Path) -> int:
         grow = Rollout(engine, policy, sandbox, Budget(reply_tokens=config.reply_tokens), config.design_tokens)
         with tqdm(total=len(questions), initial=len(questions) - len(todo), desc="collect", disable=None) as bar:
             for start in range(0, len(todo), 16):
-                for tree in await grow(todo[start:start + 16], config.designs, config.executions, (config.seed, "collect"), on_done=bar.update):
+                for tree in await grow(todo[start:start + 16], config.designs, config.executions, (config.seed, "collect"), on_done=lambda tree: bar.update()):
                     kept = kept_samples(config, tree)
                     with open(out, "a", encoding="utf-8") as samples, open(progress, "a", encoding="utf-8") as names:
                         samples.write("".join(json.dumps(row) + "\n" for row in kept))
                         if tree.valid_M_N.any():
                             names.write(tree.question.id + "\n")
+                            done.add(tree.question.id)
+                        else:
+                            failure = tree.executions[0][0].detail
                     count += len(kept)
+    if missing := [question for question in todo if question.id not in done]:
+        raise tasks.BadInput(f"{len(missing)} of {len(questions)} questions failed ({failure}); {out} has what the others gave, the same command goes on")
     progress.unlink()
     return count
 

@@ -51,6 +51,15 @@ def _guess(rng, question):
 EXPRESSION = re.compile(r"[(-]*\d[\d\s+*/().-]*[\d)]")
 
 
+def _states_its_answer(question) -> bool:
+    """Whether the value of the first expression in a question is its answer."""
+    found = EXPRESSION.search(question.prompt)
+    try:
+        return bool(found) and "**" not in found[0] and str(eval(found[0], {})) == question.answer  # digits and + - * / ( ) alone
+    except (SyntaxError, ArithmeticError, TypeError):
+        return False
+
+
 def _expression(rng, question):
     expression = EXPRESSION.search(question.prompt)[0]
     if rng.random() < RIGHT:
@@ -114,22 +123,22 @@ def _draw(rng, weights):
     return designer.FIXED[rng.choices(list(weights), list(weights.values()))[0]]
 
 
-def _questions(rng, spec: str):
+def _questions(rng, spec: str, data_dir: str | None):
     """Training questions without end that the teacher can play. Raises BadInput."""
     while True:
         if spec == "arithmetic":
             yield from tasks.arithmetic("train", rng.randint(0, 1 << 30), 600, tuple(tasks.FAMILIES))
             continue
-        known = [question for question in tasks.load(spec, "train", rng.randint(0, 1 << 30), 600) if EXPRESSION.search(question.prompt)]
+        known = [question for question in tasks.load(spec, "train", rng.randint(0, 1 << 30), 600, data_dir) if _states_its_answer(question)]
         if not known:
             raise tasks.BadInput(f"--tasks {spec}: the scripted teacher plays arithmetic, and sets whose questions state an expression")
         yield from known
 
 
-def cold_start(count: int, seed: int = 0, spec: str = "arithmetic") -> list[tuple[str, list[dict], str]]:
+def cold_start(count: int, seed: int = 0, spec: str = "arithmetic", data_dir: str | None = None) -> list[tuple[str, list[dict], str]]:
     """`count` samples (role, messages, completion) of mixed quality, from training questions of `spec` only. Raises BadInput."""
     rng, found = random.Random(f"cold start {seed}"), []
-    for question in _questions(rng, spec):
+    for question in _questions(rng, spec, data_dir):
         family = question.family if question.family in DESIGNS else "compute"
         found.append(("designer", designer.messages(question), _draw(rng, DESIGNS[family])))
         seen = set()

@@ -379,10 +379,10 @@ def work(config: Config, rank: int) -> None:
 def main(argv) -> None:
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     config = runs.resolve(Config, argv, "Train one model as the designer and the executor of multi-agent systems.", PRESETS)
+    runs.check(config, config.dry_run and config.gpus or world)
     if config.dry_run:
         import memory
         return log.info(memory.report(config, config.gpus or world))
-    runs.check(config, world)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     if torch.cuda.is_available():
         torch.cuda.set_device(cli.device())

@@ -161,6 +161,17 @@ def test_files_of_any_kind(tmp_path):
         read("humaneval", "test", str(tmp_path))
 
 
+def test_of_several_files_the_one_that_names_version_and_split(tmp_path, caplog):
+    """And a line where it has to make do with another."""
+    caplog.set_level("INFO", logger="metaagent")
+    for name in ("mbpp.jsonl", "mbpp_sanitized.jsonl", "livecodebench_v5.jsonl", "livecodebench_v6.jsonl", "gsm8k_train.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
+    picked = [benchmarks._local(name, "test", tmp_path).name for name in ("mbpp", "mbpp@sanitized", "livecodebench@v6", "livecodebench@2025-01-01..2025-04-30")]
+    assert picked == ["mbpp.jsonl", "mbpp_sanitized.jsonl", "livecodebench_v6.jsonl", "livecodebench_v5.jsonl"] and not caplog.text
+    assert len(read("gsm8k", "test", str(tmp_path))[0]) == 1 and "names the other split" in caplog.text
+    assert benchmarks._local("livecodebench@v4", "test", tmp_path).name == "livecodebench_v5.jsonl" and "does not name v4" in caplog.text
+
+
 @needs_shared
 def test_overlap_finds_what_is_evaluated_in_what_is_trained_on():
     """The Polaris and DAPO fixtures are AIME24 questions: found behind other spacing, case and a changed number; GSM8K's are not."""

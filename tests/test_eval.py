@@ -97,6 +97,45 @@ def test_infrastructure_is_left_out_and_never_a_zero(policy):
         evaluation.summarise("x", "single", [evaluation.record(tree) for tree in one_call(policy, lambda prompt: EngineError("down"), [QUESTION])])
 
 
+def test_votes_use_up_the_tokens_that_they_are_given(policy):
+    """As many answers as --vote-tokens pays for, whatever a design of its own would cost, which nobody asks for."""
+    engine = Scripted(policy, lambda prompt: r"\boxed{42}")
+
+    async def go():
+        async with Sandbox() as sandbox:
+            return await evaluation.evaluate(evaluation.Rollout(engine, policy, sandbox), "x", [QUESTION], ["self-consistency"],
+                                             vote_tokens=4.2 * len(policy.tokenizer.encode(r"\boxed{42}") + [policy.tokenizer.eos_token_id]))
+
+    row, = asyncio.run(go())
+    assert row.mode == "self-consistency (k=4)" and row.accuracy == 1.0 and len(engine.prompts) == 1 + 4
+
+
+def test_an_answer_is_written_before_the_next_question_is_done(policy, tmp_path):
+    """Stopped in the second question's last call: the first one's answer is in the file."""
+    path = tmp_path / "answers.jsonl"
+
+    class Stopping(Scripted):
+        async def sample(self, prompt_ids, *rest):
+            if "Check" in self.policy.tokenizer.decode(prompt_ids):
+                async with asyncio.timeout(20):
+                    while not path.exists():
+                        await asyncio.sleep(0.01)
+                raise KeyError("stopped")
+            return await super().sample(prompt_ids, *rest)
+
+    questions = [QUESTION, replace(QUESTION, id="r", prompt="A second question: what is 6 * 7?")]
+    script = 'reply = Agent("a", "Answer.")(question)\nif "second" in question:\n    reply = Agent("b", "Check.")(reply)\nsubmit(reply)'
+
+    async def go():
+        async with Sandbox() as sandbox:
+            grow = evaluation.Rollout(Stopping(policy, lambda prompt: r"\boxed{42}"), policy, sandbox)
+            await evaluation.answer(grow, "x", "mine", questions, 1, (0,), evaluation.Answers(path), script=script)
+
+    with pytest.raises(KeyError, match="stopped"):
+        asyncio.run(go())
+    assert path.read_text().count("\n") == 1
+
+
 def test_a_stopped_evaluation_goes_on(tmp_path):
     """Two of four questions, then four: the answers that were there are kept, and all numbers are those of one run, in any order."""
     rows = [json.dumps({"question": f"What is {a} * 13 + 100?", "answer": a * 13 + 100}) for a in (17, 23, 31, 44)]

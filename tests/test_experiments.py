@@ -59,12 +59,12 @@ def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", logger="metaagent")
     experiments.main(["--claim", "1", "--seeds", "1", "--results", str(tmp_path / "results"), "--workers", "2"])
     rows = experiments.read(tmp_path / "results" / "runs.jsonl")
-    assert set(rows) == {("stagewise", 0), ("designer", 0)} and "2 runs to do" in caplog.text
+    assert set(rows) == {("stagewise", 0), ("designer", 0), ("designer, frozen executor", 0)} and "3 runs to do" in caplog.text
     metrics = [json.loads(line) for line in (tmp_path / "runs" / "experiments" / "designer-0" / "metrics.jsonl").read_text().splitlines()]
     assert rows["designer", 0]["evals"] == [[0, 0, metrics[0]["eval_before"]], [2, metrics[0]["tokens"] + metrics[1]["tokens"], metrics[1]["eval_accuracy"]]]
     caplog.clear()
     experiments.main(["--claim", "1", "--seeds", "1", "--results", str(tmp_path / "results")])
-    assert "0 runs to do, 2 done" in caplog.text and (tmp_path / "results" / "claim-1.svg").read_text().startswith("<?xml")
+    assert "0 runs to do, 3 done" in caplog.text and (tmp_path / "results" / "claim-1.svg").read_text().startswith("<?xml")
 
 
 def test_the_noise_of_advantages_is_what_a_simulation_says():
@@ -111,6 +111,40 @@ def test_derived_arms_say_which_models_they_need(tmp_path):
     assert experiments.finished(out)
 
 
+def test_new_runs_are_compared_with_the_published(tmp_path, monkeypatch):
+    published = {("coupled", seed): row("coupled", seed, [0.2, *[0.5 + seed / 100] * 3]) for seed in range(5)}  # mean 0.52, standard deviation 0.0158
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in published.values()))
+    monkeypatch.setattr(experiments, "PUBLISHED", tmp_path / "runs.jsonl")
+    new = {("coupled", 0): published["coupled", 0], ("coupled", 1): row("coupled", 1, [0.2, 0.56, 0.56, 0.56]), ("coupled", 2): row("coupled", 2, [0.2, 0.6, 0.6, 0.6])}
+    first, second, third = experiments.compare(new).splitlines()
+    assert "the same run as published" in first and "0.520 (0.500 to 0.540, 5 seeds)" in first
+    assert ", as expected of another run, 0.472 to 0.568" in second and "NOT as expected" in third  # 0.52 -+ 2.776 * 0.0158 * sqrt(1 + 1/5)
+
+
+def test_a_derived_arm_gets_the_models_that_it_lacks(tmp_path, monkeypatch):
+    """Its trainings run first, each once; a finished one without the models is made again; rows that exist are not written twice."""
+    ran = []
+
+    def run(arm, seed, folder):
+        ran.append(arm)
+        return {"arm": arm, "seed": seed, "steps": {step: {"between": 0.1, "within": 0.1} for step in ("0", "100")}} if arm in DERIVED else row(arm, seed, [0.2, 0.5, 0.8])
+
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(experiments, "HERE", tmp_path)
+    monkeypatch.setattr(experiments, "CLAIMS", {2: experiments.CLAIMS[4]})  # variance, of stagewise
+    monkeypatch.setattr(experiments, "publish", lambda results, folder: None)
+    out = tmp_path / "results"
+    out.mkdir()
+    (out / "runs.jsonl").write_text("".join(json.dumps(row(arm, 0, [0.1, 0.2])) + "\n" for arm in ("stagewise", "16 x 1", "4 x 4", "2 x 8", "1 x 16", "8 x 1")))
+    place = experiments.place("stagewise", 0, tmp_path / "runs" / "experiments")
+    place.mkdir(parents=True)
+    (place / "config.json").write_text('{"steps": 1}')
+    (place / "metrics.jsonl").write_text("{}\n")
+    experiments.main(["--claim", "2", "--seeds", "1", "--results", str(out)])
+    assert ran == ["stagewise", "variance"] and not place.exists()
+    assert [json.loads(line)["arm"] for line in (out / "runs.jsonl").read_text().splitlines()][-2:] == ["8 x 1", "variance"]
+
+
 def test_what_is_started_is_stopped(monkeypatch):
     """One command fails while another runs: the other is ended at once, and no third begins."""
     experiments.STOPPED.clear()
@@ -154,7 +188,7 @@ def test_derived_arms_ask_for_what_they_measure(tmp_path, monkeypatch):
     crossed, variance, voted = (experiments.run(arm, 3, tmp_path) for arm in DERIVED)
     assert crossed["matrix"]["100"]["50"] == 0.15 and crossed["matrix"]["0"]["0"] == 0.0 and [len(part) for part in crossed["matrix"].values()] == [3, 3, 3]
     assert variance["steps"]["100"] == {"between": 3.1, "within": 0.2} and commands[10][1].model.endswith("stagewise-3/steps/100")
-    assert (voted["metaagent"], voted["self_consistency"], voted["single_self_consistency"]) == (0.1, 0.05, 0.3)
+    assert (voted["metaagent"], voted["self_consistency"], voted["single_self_consistency"]) == (0.1, 0.05, 0.25) and commands[-1][1].vote_tokens == 40.0
     assert all(config.seed == 3 and config.threads == 1 for _, config in commands) and crossed["arm"] == "crossed" and crossed["seed"] == 3
     spoiled = 1
     with pytest.raises(experiments.BadInput, match="1 executions failed"):

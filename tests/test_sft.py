@@ -8,7 +8,7 @@ import designer
 import sft
 import teacher
 import tasks
-from policy import HFEngine, Policy
+from policy import EngineError, HFEngine, Policy
 
 
 def test_the_cold_start_asks_training_questions_only():
@@ -83,6 +83,31 @@ def test_a_stopped_collection_goes_on(tmp_path):
     assert sorted(part.read_text().splitlines()) == sorted(whole.read_text().splitlines())
     with pytest.raises(tasks.BadInput, match="not this collection"):
         sft.main([*flags, "--out", str(part)])
+
+
+def test_a_collection_whose_teacher_fails_says_so_and_goes_on(tmp_path, monkeypatch):
+    """The engine fails for some questions: exit 2, the others are kept; the same command asks them again."""
+    flags = ["--collect", "--tasks", "arithmetic", "--teacher", "tiny", "--questions", "6", "--out", str(tmp_path / "kept.jsonl")]
+    bad = {question.prompt for question in tasks.load("arithmetic", "train", 0, 6)[:2]}
+
+    def speak(prompt):
+        return EngineError("the server is gone") if any(text in prompt for text in bad) else "submit(Agent('a', 'Answer.')(question))"
+
+    monkeypatch.setattr(sft, "open_engine", lambda name, policy, memory: Scripted(policy, speak))
+    with pytest.raises(tasks.BadInput, match="2 of 6 questions failed .the server is gone."):
+        sft.main(flags)
+    assert (tmp_path / "kept.jsonl.progress").exists()
+    bad.clear()
+    sft.main(flags)
+    assert not (tmp_path / "kept.jsonl.progress").exists()
+
+
+def test_the_scripted_teacher_plays_what_states_its_answer():
+    def states(prompt, answer="3"):
+        return teacher._states_its_answer(tasks.Question("q", prompt, answer))
+
+    assert states("What is 1 + 2?") and states("(4 - 1)", "3")
+    assert not any(map(states, ("In 20 minutes she reads (20 pages. How many?", "Natalia sold 48 clips.", "No number.", "10 / 0", "9**9**9**9")))
 
 
 def test_a_model_learns_from_the_scripted_teacher_on_other_sets(tmp_path):
