@@ -261,14 +261,12 @@ def measure(rows: list[dict]) -> dict:
         designs.setdefault((row["question"], row["m"]), []).append(row["reward"])
         questions.setdefault(row["question"], []).append(row["reward"])
     means = [mean(rewards) for rewards in designs.values()]
-    between = mean((mean(rewards) - mean(questions[question])) ** 2 for (question, _), rewards in designs.items())
-    within = mean((row["reward"] - mean(designs[row["question"], row["m"]])) ** 2 for row in valid)
     return {"reward": mean(row["reward"] for row in valid), "designer_reward": mean(means),
             "executor_reward": mean(row["reward"] for row in valid if row["calls"]),
             "valid_designs": mean(row["runs"] for row in valid), "calls": mean(row["calls"] for row in valid), "agents": mean(row["agents"] for row in valid),
             "design_entropy": mean(row["design_entropy"] for row in valid),
             "call_entropy": mean(row["call_entropy"] for row in valid if row["calls"]),
-            "equal_groups": mean(len(set(rewards)) == 1 for rewards in questions.values()), "variance_between_designs": between, "variance_within_designs": within,
+            "equal_groups": mean(len(set(rewards)) == 1 for rewards in questions.values()),
             "infrastructure": len(rows) - len(valid), "statuses": dict(Counter(row["status"] for row in rows)),
             "structures": dict(Counter(row["structure"] for row in rows))}
 

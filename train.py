@@ -249,7 +249,9 @@ class Trainer:
             clock.lap("update")
             self.step = step + 1
             row = {"step": step, "trained_roles": sorted(roles), **runs.measure(gather(runs.facts(trees))), **update, **clock.row()}
-            row |= {"episode_reward": runs.mean(rewards[0][valid[0]].tolist())} | (before if step == 0 else {})
+            between, within = (all_reduce(part) / world_size() for part in credit.variance_split(rewards, valid))
+            row |= {"variance_between_designs": between, "variance_within_designs": within, "episode_reward": runs.mean(rewards[0][valid[0]].tolist())}
+            row |= before if step == 0 else {}
             if self.rank == 0:
                 self.records.write("metrics", row)
                 self.records.write("episodes", pages.episode(step, trees[0], designer_Q_M[0], executor_Q_M_N[0], self.policy, designer.policy))

@@ -10,6 +10,7 @@ import torch
 from conftest import QUESTION, ROOT, SHARED, Scripted, grow, needs_shared
 
 import eval as evaluation
+import scores
 from executor import Executor
 from policy import EngineError
 from programs import Suite
@@ -41,14 +42,14 @@ def test_ask_shows_the_run(tmp_path):
 
 
 def test_interval_and_pass_at_k():
-    low, high = evaluation.interval95([0.0, 1.0] * 50)
+    low, high = scores.interval95([0.0, 1.0] * 50)
     assert 0.38 <= low <= 0.42 and 0.58 <= high <= 0.62
     from itertools import combinations
     for samples in range(1, 6):
         for solved in range(samples + 1):
             for k in range(1, samples + 1):
                 draws = list(combinations([1] * solved + [0] * (samples - solved), k))
-                assert evaluation.pass_at_k(solved, samples, k) == pytest.approx(sum(map(max, draws)) / len(draws))
+                assert scores.pass_at_k(solved, samples, k) == pytest.approx(sum(map(max, draws)) / len(draws))
 
 
 class Run:
@@ -84,17 +85,17 @@ def one_call(policy, speak, questions):
 def test_a_program_is_solved_by_all_tests_or_not(policy):
     question = replace(QUESTION, kind="code", tests=Suite("stdin", (), (("1 2", "3"), ("4 5", "9"))))
     tree, = one_call(policy, lambda prompt: "```solution\nprint(3)\n```", [question])
-    assert tree.rewards_M_N.item() == 0.5 and evaluation.record(tree)["scores"] == [0.0]  # half a reward to learn from, no point in a table
+    assert tree.rewards_M_N.item() == 0.5 and scores.record(tree)["scores"] == [0.0]  # half a reward to learn from, no point in a table
 
 
 def test_infrastructure_is_left_out_and_never_a_zero(policy):
     said = iter([r"\boxed{42}", EngineError("down"), r"\boxed{42}"])
     trees = one_call(policy, lambda prompt: next(said), [QUESTION] * 3)
-    row = evaluation.summarise("x", "single", [evaluation.record(tree) for tree in trees])
+    row = scores.summarise("x", "single", [scores.record(tree) for tree in trees])
     assert row.accuracy == 1.0 and len(row.correct) == 2 and row.infrastructure == 1
     assert torch.stack([t.valid_M_N for t in trees]).sum() == 2
     with pytest.raises(evaluation.SandboxError, match="down"):
-        evaluation.summarise("x", "single", [evaluation.record(tree) for tree in one_call(policy, lambda prompt: EngineError("down"), [QUESTION])])
+        scores.summarise("x", "single", [scores.record(tree) for tree in one_call(policy, lambda prompt: EngineError("down"), [QUESTION])])
 
 
 def test_votes_use_up_the_tokens_that_they_are_given(policy):
@@ -160,8 +161,8 @@ def test_a_stopped_evaluation_goes_on(tmp_path):
 
 
 def test_the_table_has_the_gain_over_the_single_agent():
-    rows = [evaluation.Result(name, mode, accuracy, (0.0, 1.0), accuracy, 1.0, 10.0, 1.0, 0, {"reflect": 3, "vote+python": 1}, (accuracy,))
+    rows = [scores.Result(name, mode, accuracy, (0.0, 1.0), accuracy, 1.0, 10.0, 1.0, 0, {"reflect": 3, "vote+python": 1}, (accuracy,))
             for name, values in (("aime24", (0.2, 0.3)), ("apps", (0.5, 0.4))) for mode, accuracy in zip(("single", "metaagent"), values)]
-    lines = evaluation.table(rows).splitlines()
+    lines = scores.table(rows).splitlines()
     assert lines[0] == "| accuracy, % | aime24 | apps | mean |" and lines[3] == "| metaagent | 30.0 (+10.0) | 40.0 (-10.0) | 35.0 (+0.0) |"
     assert "0%, 25%, 75%, 0%, 0%" in lines[-1]

@@ -68,7 +68,7 @@ def test_every_flag_in_the_readme_exists(line):
 def test_every_metric_is_explained(policy):
     names = {"step", "trained_roles", "loss", "grad_norm", "trained_tokens", "skipped", "ratio", "clip_frac", "approx_kl", "entropy",
              "seconds", "seconds_rollout", "seconds_sampling", "seconds_update", "tokens", "eval_accuracy", "eval_valid_designs",
-             "eval_families", "eval_fixed"} | set(runs.measure([]))
+             "eval_families", "eval_fixed", "variance_between_designs", "variance_within_designs"} | set(runs.measure([]))
     missing = [name for name in sorted(names) if f"`{name}`" not in README]
     assert not missing
 
