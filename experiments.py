@@ -23,6 +23,8 @@ import sys
 import threading
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 import cli
 from claims import ARMS, CLAIMS, CROSSED, DERIVED, SAMPLED, draw, final, interval, page, read
 from cli import HERE, log
@@ -211,7 +213,8 @@ def main(argv) -> None:
         STOPPED.clear()
         with concurrent.futures.ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
             try:
-                for future in concurrent.futures.as_completed([pool.submit(run, arm, seed, runs) for arm, seed in part]):
+                waiting = [pool.submit(run, arm, seed, runs) for arm, seed in part]
+                for future in tqdm(concurrent.futures.as_completed(waiting), "runs", len(waiting), disable=None):
                     row = future.result()
                     if (row["arm"], row["seed"]) in done:
                         continue
