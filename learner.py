@@ -4,7 +4,7 @@
 
 A step's samples become rows that share what they have in common (scorer.py), rows become micro-batches of at most --batch-tokens tokens, so the memory of
 an update does not grow with the number of samples. Every micro-batch is weighed by the global token count: 1 x 8 = 8 x 1 micro-batches,
-and 1 rank = 2 ranks. Every rank runs the same number of micro-batches, empty ones if need be, or the others would wait for ever.
+and 1 rank = 2 ranks. Every rank makes the same passes through the same models, empty ones if need be: with --shard each is one of all ranks.
 
 Weights, gradients and moments are fp32; the forward pass computes in --dtype. Two ways to be on several ranks:
     DDP        every rank holds all of it: 16 bytes a parameter

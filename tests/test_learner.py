@@ -1,9 +1,11 @@
 """The update: one weight for every token, whatever the micro-batches; faults; the correction for the sampler."""
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import learner
+from conftest import ROOT, learner
 
 import runs
 import train
@@ -120,3 +122,37 @@ def test_presets_and_flags():
     for name, preset in train.PRESETS.items():
         assert preset.preset == name
         runs.check(preset, 8 if name != "tiny" else 1)
+
+
+UNEVEN = """
+import os, sys
+sys.path[:0] = sys.argv[1:3]
+import torch, torch.distributed as dist
+import train
+from learner import Learner, join
+from policy import Policy
+from test_learner import batch
+
+rank = int(os.environ["RANK"])
+torch.set_num_threads(1)
+join(2, 60)
+subject = Learner(Policy(sys.argv[1] + "/tiny", dtype=torch.float64), train.Config(shard=sys.argv[3] == "shard", batch_tokens=16, anchor=1.0))
+for _ in range(2):  # after the first the anchor pulls
+    found = subject.update(batch([1.0, -1.0] * 3 if rank == 0 else [1.0]), batch([0.0] * (1 if rank == 0 else 5)))
+weights = dict(subject.weights())
+if rank == 0:
+    assert found["anchor_kl"] > 0
+    torch.save(weights, sys.argv[4])
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_with_other_numbers_of_micro_batches(tmp_path):
+    """Six that learn and one idle on one rank, one and five on the other: --shard, where each pass is one of all ranks through the same model, equals DDP."""
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    for how in ("ddp", "shard"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "uneven.py"), str(ROOT), str(ROOT / "tests"), how, str(tmp_path / how)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, other = torch.load(tmp_path / "ddp"), torch.load(tmp_path / "shard")
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-12
