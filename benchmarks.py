@@ -346,7 +346,7 @@ def _from_hub(name, source, split, seed):
 # ------------------------------------------------------------------------------------------------------------- overlap
 
 def overlap(question: str, others: "Shingles") -> bool:
-    """Whether a text is that of another set, changed a little: the same words, or half of its runs of eight words in common.
+    """Whether a text is a near-duplicate of one in another set: the same words, or half of its word 8-grams in common.
 
     >>> overlap("What is  the SUM of 2, and 3?", Shingles(["What is the sum of 2 and 3?"]))
     True

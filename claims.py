@@ -5,7 +5,7 @@ pairs. A claim is a list of comparisons, each with a direction; the mean of the 
 holds, does not (the interval lies on the other side of 0), can't be told. The plan was in LOG.md before the first run.
 
 Scores are held-out accuracy of the model's own designs: *final* is the mean of the last three evaluations (every 10 steps), *best* the highest. Where
-arms sample different numbers of tokens, both are read at 80, 90 and 100 % of what the thriftier arm of the pair used up. A run *collapsed* if its final
+arms sample different numbers of tokens, both are read at 80, 90 and 100 % of the smaller token count of the pair. A run *collapsed* if its final
 score is below half of its best.
 Test: `pytest tests/test_experiments.py`. Read next: experiments.py.
 """
@@ -53,7 +53,7 @@ def read(path: pathlib.Path) -> dict:
 # ------------------------------------------------------------------------------------------------------------ the numbers
 
 def final(row, tokens: float | None = None) -> float:
-    """Mean of the last three evaluations; or of what lies, on straight lines between evaluations, at 80, 90 and 100 % of `tokens`."""
+    """Mean of the last three evaluations; or of the values linearly interpolated at 80, 90 and 100 % of `tokens`."""
     if tokens is None:
         return statistics.fmean(accuracy for *_, accuracy in row["evals"][-3:])
     return statistics.fmean(numpy.interp([0.8 * tokens, 0.9 * tokens, tokens], [used for _, used, _ in row["evals"]], [accuracy for *_, accuracy in row["evals"]]).tolist())

@@ -11,7 +11,7 @@ N executions each), r[q, m] = mean_n R[q, m, n], and std with ddof = 1 and eps =
 over all K completion tokens of the global batch. Source: arXiv 2605.14212 for the groups and the stages; GRPO for the rest.
 
 Traps avoided: groups never mix questions; mean and std are over executions, so that one with more calls does not weigh more;
-nothing is padded into a group; what the infrastructure spoiled takes no part, while what a script spoiled counts as 0.
+nothing is padded into a group; infrastructure failures are excluded, while script failures count as reward 0.
 
 `python credit.py` prints a worked example.  Test: `pytest tests/test_credit.py`. Read next: train.py.
 """
@@ -60,8 +60,8 @@ def design_rewards(rewards_Q_M_N, valid_Q_M_N=None):
 def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, norm="std", credit="mean"):
     """advantages_Q_M of the designs: a design's mean reward against those of the question's other designs (credit "mean", the paper).
 
-    Two baselines to compare with: "single" knows a design by its first execution alone; "shared" gives
-    both roles the same, a design what its executions get on average: without invalid ones that is "mean", divided by the std over executions.
+    Two ablations: "single" credits a design by its first execution alone; "shared" gives
+    a design the mean advantage of its executions: without invalid ones that is "mean", but divided by the std over executions.
 
     >>> designer_advantages(torch.tensor([[[1., 0.], [1., 1.]]])).round(decimals=3)
     tensor([[-0.7070,  0.7070]])

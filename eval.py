@@ -121,7 +121,7 @@ async def vote(executor, question, executions) -> str | None:
 
 
 async def voted(grow, tree: Tree) -> dict:
-    """The record of self-consistency: each of the M x k single-agent samples of a question gives M votes."""
+    """The record of self-consistency: a question's M x k single-agent samples give M votes, each over k."""
     scores, row = [], record(tree)
     for m, executions in enumerate(tree.executions):
         if tree.valid_M_N[m].any():

@@ -6,7 +6,7 @@ which after a crash was an older question's.) Two rules hold by construction:
 - A script can only submit something that an agent said: `submit` carries the id of a reply, never a text.
 - A script sees only the question: nothing else is sent to it, and the sandbox shows it nothing.
 
-Every end is a typed status. What the script spoiled scores 0; what the infrastructure spoiled is left out and counted.
+Every end is a typed status. Script failures score 0; infrastructure failures are left out and counted.
 Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 """
 import asyncio

@@ -160,7 +160,7 @@ def publish(results: dict, folder: pathlib.Path) -> None:
 
 
 def compare(rows: dict) -> str:
-    """New runs beside the published ones: the same, or else where one run more is to be expected (95 %, from the published seeds)."""
+    """New runs beside the published ones: identical, or in or out of the 95 % prediction interval of the published seeds."""
     published, lines = read(PUBLISHED), []
     for (arm, seed), row in sorted(rows.items()):
         known = [final(other) for (name, _), other in published.items() if name == arm and "evals" in other]

@@ -4,7 +4,7 @@
 
 A step's samples become rows that share what they have in common (scorer.py), rows become micro-batches of at most --batch-tokens tokens, so the memory of
 an update does not grow with the number of samples. Every micro-batch is weighed by the global token count: 1 x 8 = 8 x 1 micro-batches,
-and 1 rank = 2 ranks. Every rank makes the same passes through the same models, empty ones if need be: with --shard each is one of all ranks.
+and 1 rank = 2 ranks. Every rank makes the same passes through the same models, empty ones if need be: with --shard each is collective.
 
 Weights, gradients and moments are fp32; the forward pass computes in --dtype. Two ways to be on several ranks:
     DDP        every rank holds all of it: 16 bytes a parameter
@@ -104,7 +104,7 @@ class Learner:
             yield name, whole(tensor)
 
     def new_phase(self) -> None:
-        """A stage begins: what the idle role can do now is what the anchor holds it to."""
+        """A phase begins: the current policy becomes the anchor's KL reference."""
         if self.phase is not None:
             with torch.no_grad():
                 for old, new in zip(self.phase.parameters(), self.scorer.parameters()):
@@ -114,7 +114,7 @@ class Learner:
         """Token mean over the global batch; returns the metrics of the update.
 
         Samples with an advantage of exactly 0 count as tokens but need no forward pass (unless there is a KL term).
-        `idle` are samples of the role that is not in its stage: --anchor holds them where they were when the phase began.
+        `idle` are samples of the role not being trained: --anchor weights their KL to the policy at the phase's start.
         """
         tokens, idle_tokens = (all_reduce(sum(len(sample.completion_ids) for sample in part)) for part in (batch, idle))
         totals, held = Statistics(), Statistics()

@@ -140,7 +140,7 @@ class Request:
 
 
 class HFEngine:
-    """Batches what waits: when every coroutine that could still ask is waiting for a sample, the batch runs.
+    """Dynamic batching: a batch runs once every coroutine that could still ask is waiting for a sample.
 
     So rounds are the same in every run, whatever the timing of scripts and tools. `live` counts the coroutines that could
     still ask: it starts with one, the caller; `gather` turns one into several (a server sets it to -inf: nobody waits for others). Whose sample is complete goes on at once, its

@@ -91,7 +91,7 @@ class Outcome:
 
 
 class Session:
-    """One run in flight. A script that talks has a line, JSON lines over a socket: here the form is checked, by the caller the content."""
+    """One run in flight. A script that talks has a `line`, JSON lines over a socket: form is checked here, content by the caller."""
 
     def __init__(self, sandbox, name, limits, outputs):
         self.sandbox, self.name, self.limits, self.outputs, self.line = sandbox, name, limits, outputs, None

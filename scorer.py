@@ -1,6 +1,6 @@
 """Scoring: log-probabilities of completions under the model, with gradient, and everything that is shared computed once.
 
-Many samples of a step begin alike: the designs of a question with its prompt, all designs with the documentation of the blocks, the turns of an agent
+Many samples of a step share prefixes: the designs of a question begin with its prompt, all designs with the blocks' documentation, an agent's turns
 with its conversation. Such samples become one row, a trie of tokens in depth-first order; a token attends to its ancestors in the trie,
 which are just the tokens before it in its own sequence. So each shared token goes through the model once, and the gradient is
 the same as with a row each. The head runs on distinct completion positions only.
@@ -64,7 +64,7 @@ class Scorer(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Row:
-    """Samples whose tokens begin alike, as a trie: what they share stands once. Nodes are in depth-first order, and a node sees its ancestors
+    """Samples that share prefixes, as a trie: each shared token is stored once. Nodes are in depth-first order, and a node sees its ancestors
     and itself: node j is an ancestor of node i exactly where j <= i < exit[j].
 
     >>> row = Row.of([Sample((1, 2), (3,), (0.,), 1., "designer"), Sample((1, 2), (4,), (0.,), 1., "designer")])

@@ -12,7 +12,7 @@ One step, in `train`:
     update(batch)                                     one clipped policy-gradient step of the shared model  learner.py
     engine.sync(weights)                              the new weights sample the next step                  policy.py, engines.py
 
-Deviations from the paper, each with its flag: (1) --anchor holds the idle role where it was when the phase began; without it the
+Deviations from the paper, each with its flag: (1) --anchor: the idle role's KL to its start-of-phase policy; without it the
 shared weights of a small model forget the role that is not trained; (2) --phase-steps 10 (the paper: 30), --designs 8 and
 --executions 2 (4 and 4), --lr 3e-4 (5e-6): this model is small and its runs are short; (3) --clip-high may differ from
 --clip-low; (4) --kl and --dual-clip exist and are off, as in the paper; (5) --tis corrects for the difference between vLLM and the trainer.
@@ -73,7 +73,7 @@ class Config:
     executor_group: Literal["question", "design"] = "question"
     """The group within which executions are compared."""
     designer_credit: Literal["mean", "single", "shared"] = "mean"
-    """A design's reward: mean, over its executions; single, of its first one alone; shared, what its executions get, which is mean divided by their spread instead of the designs'."""
+    """A design's credit: mean, from its executions' mean reward; single, from its first one's; shared, their mean advantage: as mean, but divided by their std, not the designs'."""
     policies: Literal["shared", "two"] = "shared"
     """One set of weights for both roles, or one each, which then needs no anchor."""
     fixed_design: str | None = None
@@ -302,7 +302,7 @@ class Trainer:
         return [row for row in rows if row["status"] != "infrastructure"]
 
     def check_infrastructure(self, step, trees, valid) -> None:
-        """A step of which nothing is left, on any rank, is no step: the engine or the sandbox is gone. Raises EngineError; what is done is saved."""
+        """If no execution of a step is valid on any rank, the engine or the sandbox is gone: save what is done and raise EngineError."""
         if not all_reduce(float(valid.any()), dist.ReduceOp.MAX):
             self.save()
             why = next(execution.detail for _, execution, _ in trees[0].flat())
