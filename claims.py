@@ -160,7 +160,7 @@ CLAIMS = {
         Comparison("own designs - best fixed design, same weights", ("stagewise",), lambda row: own(row["after"]) - best_fixed(row["after"])),
         Comparison("own designs - oracle by family, same weights", ("stagewise",), lambda row: own(row["after"]) - oracle(row["after"])))),
     7: Claim("One set of weights for both roles is better than one each", "shared in all of the paper's runs", (
-        against("stagewise", "two policies"), against("designer, frozen executor", "designer"))),
+        against("stagewise", "two policies"), against("designer", "designer, frozen executor"))),
     8: Claim("At equal tokens: against one agent trained by the same GRPO, and against self-consistency", "44.8 against 35.2 for a single agent (math average)", (
         against("stagewise", "single agent"), against("stagewise", "coder agent"),
         Comparison("own designs - self-consistency, same weights", ("voted",), lambda row: row["metaagent"] - row["self_consistency"]),
