@@ -18,6 +18,7 @@ order of the questions, but for rounding. With --out, every answered question is
 Test: `pytest tests/test_eval.py`. Read next: scores.py.
 """
 import asyncio
+import hashlib
 import json
 import math
 import pathlib
@@ -262,12 +263,22 @@ def check(config: Config) -> None:
         sets(config)
 
 
+def weights_of(model: str) -> str:
+    """A hash of the weights in a local folder or file: a run's checkpoint keeps its name while it learns. A model that is elsewhere has only its name."""
+    place, found = pathlib.Path(cli.model_path(model)), hashlib.sha256()
+    for path in sorted([*place.glob("*.safetensors"), *place.glob("*.bin")]) if place.is_dir() else [place] * place.is_file():
+        with open(path, "rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
 def open_folder(config: Config, out: pathlib.Path) -> None:
     """The folder of results; what is there has to be of the same evaluation, to be gone on with. Raises BadInput."""
-    same = {key: value for key, value in asdict(config).items() if key not in (
-        "out", "threads", "url", "sandbox", "limit", "modes", "tasks", "data_dir", "ask", "gold", "designs", "executions", "html", "serve", "port")}
-    if (out / "config.json").exists() and json.loads((out / "config.json").read_text()) != same:
-        raise tasks.BadInput(f"--out {out}: holds an evaluation with other settings ({out / 'config.json'}); name another folder")
+    free = ("out", "threads", "url", "sandbox", "limit", "modes", "tasks", "data_dir", "ask", "gold", "designs", "executions", "html", "serve", "port")
+    weights = {"weights": [weights_of(model) for model in (config.model, config.designer) if model]}
+    same, default = ({key: value for key, value in asdict(flags).items() if key not in free} | weights for flags in (config, Config()))
+    if (out / "config.json").exists() and default | json.loads((out / "config.json").read_text()) != same:  # a flag that is new since then had its default
+        raise tasks.BadInput(f"--out {out}: holds an evaluation with other settings or weights ({out / 'config.json'}); name another folder")
     out.mkdir(parents=True, exist_ok=True)
     cli.atomic_write(out / "config.json", json.dumps(same, indent=1) + "\n")
 

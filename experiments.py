@@ -47,7 +47,15 @@ def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
     with open(out.with_suffix(".lock"), "w") as lock:  # the training holds it too: one that outlives this program is waited for
         fcntl.flock(lock, fcntl.LOCK_EX)
         execute(command + ["--resume"] * (out / "config.json").exists(), lock.fileno())
-    return summary(arm, seed, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    if count := spoiled(rows):
+        log.info(f"{out}: {count} executions failed in the infrastructure or timed out; was the machine busy?")
+    return summary(arm, seed, rows)
+
+
+def spoiled(rows: list[dict]) -> int:
+    """Executions of a training that a busy machine may have spoiled."""
+    return sum(row["infrastructure"] + row["statuses"].get("timeout", 0) for row in rows)
 
 
 RUNNING, STOPPED, LOCK = set(), threading.Event(), threading.Lock()  # trainings and evaluations: when this program ends, they do
@@ -97,7 +105,10 @@ def evaluate(flags: str, out: pathlib.Path, *more) -> dict:
     """Accuracy by mode, of held-out questions, with the training's limits."""
     flags = f"--tasks arithmetic --limit 100 --design-tokens 96 --reply-tokens 48 --max-calls 8 --threads 1 {flags}"
     execute([sys.executable, str(HERE / "eval.py"), *flags.split(), *more, "--out", str(out)])
-    return {row["mode"].split(" (")[0]: row for row in json.loads((out / "results.json").read_text())["results"]}
+    rows = {row["mode"].split(" (")[0]: row for row in json.loads((out / "results.json").read_text())["results"]}
+    if count := sum(row["infrastructure"] for row in rows.values()):
+        raise BadInput(f"{out}: {count} answers failed in the infrastructure; the same command asks for them again")
+    return rows
 
 
 def crossed(seed: int, folder: pathlib.Path) -> dict:
@@ -120,8 +131,8 @@ def variance(seed: int, folder: pathlib.Path) -> dict:
         flags = f"--steps 12 --questions 2 --designs {SAMPLED} --executions {SAMPLED} --lr 1e-12 --anchor 0 --no-eval-fixed --eval-size 1 --eval-every 0 --threads 1 --seed {seed}"
         execute([sys.executable, str(HERE / "train.py"), *flags.split(), "--model", model("stagewise", seed, step, folder), "--out", str(out)])
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        if spoiled := sum(row["infrastructure"] + row["statuses"].get("timeout", 0) for row in rows):
-            raise BadInput(f"{out}: {spoiled} executions failed in the infrastructure or timed out; is the machine busy?")
+        if count := spoiled(rows):
+            raise BadInput(f"{out}: {count} executions failed in the infrastructure or timed out; is the machine busy?")
         steps[str(step)] = {key: statistics.fmean(row[f"variance_{key}_designs"] for row in rows) for key in ("between", "within")}
     return {"steps": steps}
 

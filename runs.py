@@ -28,6 +28,7 @@ from cli import atomic_write, flags, log
 from designer import FIXED, structure
 from learner import all_reduce
 from pages import whole_lines
+from scores import score
 from tasks import BadInput
 
 
@@ -126,16 +127,16 @@ def save(out: pathlib.Path, parts: list, step: int) -> None:
 
 
 def keep(out: pathlib.Path, step: int) -> None:
-    """Keep the model of the checkpoint just written as `out`/steps/`step`. Raises BadInput (disk full) and then leaves nothing."""
+    """Keep the model of the checkpoint just written as `out`/steps/`step`. Raises BadInput (disk full) and then leaves what was there."""
     folder = out / "steps" / str(step)
     new = folder.with_suffix(".new")
-    for old in (new, folder):
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
     try:
-        shutil.copytree(out / "checkpoint", new, ignore=shutil.ignore_patterns("trainer.pt"))
+        shutil.copytree(find(out), new, ignore=shutil.ignore_patterns("trainer.pt"))
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise BadInput(f"{folder}: could not be written ({str(error)[:120]})") from error
+    shutil.rmtree(folder, ignore_errors=True)
     os.rename(new, folder)
 
 
@@ -236,7 +237,7 @@ def facts(trees) -> list[dict]:
     """One small row per execution, enough for every metric: what travels between ranks."""
     return [{"question": f"{tree.question.family}:{tree.question.id}", "family": tree.question.family, "m": m, "structure": structure(design.script),
              "status": execution.status, "runs": execution.status not in ("invalid_script", "crashed"),
-             "reward": tree.rewards_M_N[m, n].item(), "calls": len(execution.calls), "agents": len({call.agent for call in execution.calls}),
+             "reward": tree.rewards_M_N[m, n].item(), "score": score(tree.question, tree.rewards_M_N[m, n].item()), "calls": len(execution.calls), "agents": len({call.agent for call in execution.calls}),
              "design_entropy": -mean(design.logprobs), "call_entropy": -mean(p for call in execution.calls for p in call.logprobs)}
             for tree in trees for m, design in enumerate(tree.designs) for n, execution in enumerate(tree.executions[m])]
 

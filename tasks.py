@@ -108,7 +108,7 @@ def arithmetic(split: str, seed: int, size: int, mix=MIX) -> list[Question]:
 BENCHMARKS = ("aime24", "aime25", "olympiadbench", "math500", "gsm8k", "polaris", "dapo",  # benchmarks.py
               "humaneval", "mbpp", "livecodebench", "apps", "codecontests")
 NAMES = ("arithmetic", *BENCHMARKS)
-TRAINING_TESTS = 20  # of a code question; an evaluation runs all
+TRAINING_TESTS = 20  # of a code question: a training reward needs no hundred tests. An evaluation runs all
 MIXTURES = {"paper": "polaris:0.5,apps@introductory:0.35,codecontests:0.15"}
 
 
@@ -179,7 +179,7 @@ def _benchmark(name, split, seed, size, data_dir):
         log.info(f"{name}: {len(questions)} questions; rows left out: " + ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()))
     if split == "train" and "train" not in source.splits:
         log.info(f"{name} has no training split: its test questions are trained on")
-    if split != "all":  # a training reward needs no hundred tests
+    if split == "train":
         questions = [replace(question, tests=question.tests and question.tests.capped(TRAINING_TESTS)) for question in questions]
     return _side(questions, split)[:size]
 

@@ -299,7 +299,7 @@ class Trainer:
 
     async def valid(self, grow, questions, seed, script=None) -> list[dict]:
         rows = gather(runs.facts(await grow(questions, 1, 1, seed, script)))
-        return [row for row in rows if row["status"] != "infrastructure"]
+        return [row | {"reward": row["score"]} for row in rows if row["status"] != "infrastructure"]
 
     def check_infrastructure(self, step, trees, valid) -> None:
         """If no execution of a step is valid on any rank, the engine or the sandbox is gone: save what is done and raise EngineError."""

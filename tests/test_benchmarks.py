@@ -54,8 +54,8 @@ def test_the_same_questions_every_time_and_a_limit_is_a_limit():
 
 @needs_shared
 def test_training_runs_twenty_tests_and_an_evaluation_all():
-    counts = {split: [len(q.tests.public + q.tests.hidden) for q in tasks.load("codecontests", split, 0, 100, str(DATA))] for split in ("train", "all")}
-    assert max(counts["train"]) == 20 < max(counts["all"]) and tasks.load("codecontests", "train", 0, 9, str(DATA)) == tasks.load("codecontests", "train", 0, 9, str(DATA))
+    counts = {split: [len(q.tests.public + q.tests.hidden) for q in tasks.load("codecontests", split, 0, 100, str(DATA))] for split in ("train", "heldout", "all")}
+    assert max(counts["train"]) == 20 < max(counts["heldout"]) and 20 < max(counts["all"]) and tasks.load("codecontests", "train", 0, 9, str(DATA)) == tasks.load("codecontests", "train", 0, 9, str(DATA))
 
 
 @needs_shared

@@ -160,6 +160,26 @@ def test_a_stopped_evaluation_goes_on(tmp_path):
         evaluation.main([*map(str, flags), "--seed", "5", "--out", str(tmp_path / "a")])
 
 
+def test_an_evaluation_goes_on_with_the_same_weights_only(tmp_path):
+    """A checkpoint keeps its place while the model learns: answers of the older weights are not taken for the newer ones'. A folder from before a flag was there is gone on with."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights of step 1")
+    config = evaluation.Config(model=str(model), designer=str(model))
+    evaluation.open_folder(config, out)
+    saved = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({key: value for key, value in saved.items() if key not in ("vote_tokens", "weights")}))
+    evaluation.open_folder(config, out)
+    assert json.loads((out / "config.json").read_text()) == saved and len(set(saved["weights"])) == 1
+    (model / "model.safetensors").write_bytes(b"weights of step 2")
+    with pytest.raises(BadInput, match="other settings or weights"):
+        evaluation.open_folder(config, out)
+    (model / "model.safetensors").write_bytes(b"weights of step 1")
+    evaluation.open_folder(config, out)
+    with pytest.raises(BadInput, match="other settings"):
+        evaluation.open_folder(replace(config, vote_tokens=3.0), out)
+
+
 def test_the_table_has_the_gain_over_the_single_agent():
     rows = [scores.Result(name, mode, accuracy, (0.0, 1.0), accuracy, 1.0, 10.0, 1.0, 0, {"reflect": 3, "vote+python": 1}, (accuracy,))
             for name, values in (("aime24", (0.2, 0.3)), ("apps", (0.5, 0.4))) for mode, accuracy in zip(("single", "metaagent"), values)]

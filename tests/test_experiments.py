@@ -14,7 +14,7 @@ import cli
 import credit
 import experiments
 import runs
-from claims import ARMS, CLAIMS, DERIVED, Comparison, choices, collapsed, final, interval, noise, oracle, own, page, scores, variances, verdict
+from claims import ARMS, CLAIMS, DERIVED, Comparison, best_by_family, choices, collapsed, final, interval, noise, oracle, own, page, scores, variances, verdict, weights
 
 
 def row(arm, seed, curve, tokens=100):
@@ -31,6 +31,8 @@ def test_the_numbers():
     from math import sqrt
     mean, low, high = interval([0.0, 0.1, 0.2, 0.3, 0.4])  # t of 4 degrees of freedom: 2.776
     assert mean == pytest.approx(0.2) and high - mean == pytest.approx(2.776 * sqrt(0.025) / sqrt(5)) and low == pytest.approx(2 * mean - high)
+    other = row("y", 0, [0.0, 0.1])["after"] | {"eval_families": {"a": {"accuracy": 0.9, "designs": {}}, "b": {"accuracy": 0.1, "designs": {}}}}
+    assert best_by_family([one["after"], other]) == pytest.approx(0.75 * 0.9 + 0.25 * 0.5)
     assert [verdict(0.1, 0.2), verdict(-0.2, -0.1), verdict(-0.1, 0.1)] == ["holds", "does not", "can't be told"]
 
 
@@ -180,7 +182,8 @@ def test_derived_arms_ask_for_what_they_measure(tmp_path, monkeypatch):
         else:
             config = cli.flags(evaluation.Config, command[2:], "")
             score = sum(int(digit) for digit in re.findall(r"steps/(\d+)", f"{config.designer} {config.model}")) / 1000
-            rows = [{"mode": "metaagent", "accuracy": score, "tokens": 40.0}, {"mode": "self-consistency (k=3)", "accuracy": score / 2, "tokens": 39.0}]
+            rows = [{"mode": "metaagent", "accuracy": score, "tokens": 40.0, "infrastructure": 0},
+                    {"mode": "self-consistency (k=3)", "accuracy": score / 2, "tokens": 39.0, "infrastructure": spoiled}]
             (out / "results.json").write_text(json.dumps({"results": rows}))
         commands.append((name, config))
 
@@ -193,6 +196,8 @@ def test_derived_arms_ask_for_what_they_measure(tmp_path, monkeypatch):
     spoiled = 1
     with pytest.raises(experiments.BadInput, match="1 executions failed"):
         experiments.run("variance", 3, tmp_path)
+    with pytest.raises(experiments.BadInput, match="1 answers failed"):
+        experiments.evaluate("", tmp_path / "spoiled")
 
 
 @pytest.mark.skipif(not experiments.PUBLISHED.exists(), reason="no results are published yet")
@@ -208,6 +213,18 @@ def test_the_readme_and_figures_are_drawn_from_the_published_runs(tmp_path):
         return re.findall(r' d="([^"]+)"', path.read_text())
 
     assert all(shapes(path) == shapes(ROOT / "results" / name) for name, path in drawn.items())
+
+
+@pytest.mark.skipif(not experiments.PUBLISHED.exists(), reason="no results are published yet")
+def test_the_oracle_owes_nothing_to_hindsight():
+    """Of the published runs: each family's best design, chosen by the other seeds' answers, is the one that is best on the seed's own."""
+    rows = [row for (arm, _), row in experiments.read(experiments.PUBLISHED).items() if arm == "stagewise"]
+    for when in ("before", "after"):
+        for row in rows:
+            score = {family: {name: sum(other[when]["eval_fixed_families"][name][family] for other in rows if other is not row) for name in row[when]["eval_fixed"]}
+                     for family in row[when]["eval_families"]}
+            chosen = {family: row[when]["eval_fixed_families"][max(names, key=names.get)][family] for family, names in score.items()}
+            assert oracle(row[when]) == pytest.approx(sum(share * chosen[family] for family, share in weights(row[when]).items()))
 
 
 def test_bad_flags(capsys):

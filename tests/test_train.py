@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 import runs
 import tasks
 import train
+from designer import Design
+from executor import Execution
 from policy import EngineError, Policy, decode
+from rollout import Tree
 from sandbox import Sandbox
 
 def start(*arguments, launcher=(), **kwargs):
@@ -302,8 +305,21 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatc
     monkeypatch.undo()
     found = runs.find(tmp_path)
     assert runs.restore(runs.read(found), subject) == (2 if crash_at == "never" else 1) and Policy(str(found))
+    runs.keep(tmp_path, 1)
+    runs.keep(tmp_path, 1)  # again, as a run does that goes on from here
+    assert Policy(str(tmp_path / "steps" / "1")) and not (tmp_path / "steps" / "1" / "trainer.pt").exists()
     runs.save(tmp_path, [(subject, subject.state())], 3)  # and the next save works
     assert runs.read(runs.find(tmp_path))["step"] == 3
+
+
+def test_a_program_is_evaluated_by_all_its_tests_and_trained_by_their_share():
+    for kind, score in (("code", 0.0), ("rg", 0.5)):
+        trees = [Tree(tasks.Question("q", "?", "", kind=kind), (Design("x"),), ((Execution((), "answer", "answered"),),), torch.tensor([[0.5]]), torch.tensor([[True]]))]
+
+        async def grow(*_):
+            return trees
+
+        assert runs.facts(trees)[0]["reward"] == 0.5 and asyncio.run(train.Trainer.valid(None, grow, [], ()))[0]["reward"] == score
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
