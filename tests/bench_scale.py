@@ -4,7 +4,8 @@
     python tests/bench_scale.py ranks
 
 `growth`: steps of the default run at twice each size, in turn, with a learning rate of next to nothing, so that the model stays what it is; the
-median of their ratios to the step at the base size. `ranks`: the same steps on one rank and on two, one thread each. Asked for: 2 within 15 %, and 1.6.
+median of their ratios to the step at the base size. `ranks`: steps on one rank and on two, one thread each, with the same questions in all (strong scaling) and with the same questions a rank (weak). Asked for: 2
+within 15 %, and 1.6.
 """
 import asyncio
 import json
@@ -52,18 +53,20 @@ def growth(folder, rounds=3):
 
 
 def ranks(folder, rounds=3):
-    rates = {1: [], 2: []}
+    cases = {"1 rank, 24 questions": (1, 24), "2 ranks, 24 questions": (2, 24), "2 ranks, 48 questions": (2, 48)}
+    rates = {name: [] for name in cases}
     for number in range(rounds):
-        for count in rates:
-            out = pathlib.Path(folder) / f"{number}-{count}"
-            subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(ROOT / "train.py"), "--questions", "24",
+        for name, (count, questions) in cases.items():
+            out = pathlib.Path(folder) / f"{number}-{count}-{questions}"
+            subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(ROOT / "train.py"), "--questions", str(questions),
                             "--steps", "5", "--eval-size", "2", "--eval-every", "0", "--no-eval-fixed", "--threads", "1", "--out", str(out)],
                            check=True, capture_output=True)
             rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
-            rates[count].append(24 / statistics.median(row["seconds"] for row in rows))
-    for count, found in rates.items():
-        print(f"{count} rank(s): {statistics.median(found):.2f} questions/s ({min(found):.2f} to {max(found):.2f})")
-    print(f"ratio {statistics.median(b / a for a, b in zip(*rates.values())):.2f}")
+            rates[name].append(questions / statistics.median(row["seconds"] for row in rows))
+    one = rates["1 rank, 24 questions"]
+    for name, found in rates.items():
+        ratio = f", {statistics.median(b / a for a, b in zip(one, found)):.2f} times one rank's" if found is not one else ""
+        print(f"{name}: {statistics.median(found):.2f} questions/s ({min(found):.2f} to {max(found):.2f}){ratio}")
 
 
 if __name__ == "__main__":

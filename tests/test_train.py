@@ -168,6 +168,16 @@ def test_two_ranks_equal_one(two, tmp_path):
     assert [row["tokens"] for row in lines(tmp_path / "one")] == [row["tokens"] for row in lines(two)]
 
 
+def test_two_policies_on_two_ranks_equal_those_on_one(tmp_path):
+    for name, launcher in (("one", ()), ("two", TWO)):
+        finish(start(*EXACT, "--policies", "two", "--out", tmp_path / name, launcher=launcher))
+    start_of_all = load_file(ROOT / "tiny" / "model.safetensors")
+    for place in ("checkpoint", "checkpoint/designer"):
+        one, both = (load_file(tmp_path / name / place / "model.safetensors") for name in ("one", "two"))
+        assert max((one[name] - both[name]).abs().max().item() for name in one) < 1e-6
+        assert max((one[name] - start_of_all[name]).abs().max().item() for name in one) > 1e-4
+
+
 def test_two_nodes_equal_one(two, tmp_path):
     """Two torchrun agents on loopback, one rank each: the same as one node with two ranks."""
     out, port = tmp_path / "run", free_port()
