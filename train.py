@@ -13,7 +13,7 @@ One step, in `train`:
     engine.sync(weights)                              the new weights sample the next step                  policy.py, engines.py
 
 Deviations from the paper, each with its flag: (1) --anchor: the idle role's KL to its start-of-phase policy; without it the
-shared weights of a small model forget the role that is not trained; (2) --phase-steps 10 (the paper: 30), --designs 8 and
+shared weights of a small model lose some of what that role had learned; (2) --phase-steps 10 (the paper: 30), --designs 8 and
 --executions 2 (4 and 4), --lr 3e-4 (5e-6): this model is small and its runs are short; (3) --clip-high may differ from
 --clip-low; (4) --kl and --dual-clip exist and are off, as in the paper; (5) --tis corrects for the difference between vLLM and the trainer.
 --preset paper has the paper's numbers, and --anchor 0.
