@@ -83,12 +83,8 @@ def best_fixed(part) -> float:
     return max(part["eval_fixed"].values())
 
 
-def own(part) -> float:
-    return sum(share * part["eval_families"][family]["accuracy"] for family, share in weights(part).items())
-
-
-def best_by_family(parts) -> float:
-    """Accuracy if each family went to the best of several evaluations."""
+def own(*parts) -> float:
+    """Accuracy of an evaluation; of several, if each family went to the one that is best at it."""
     return sum(share * max(part["eval_families"][family]["accuracy"] for part in parts) for family, share in weights(parts[0]).items())
 
 
@@ -171,7 +167,7 @@ CLAIMS = {
     8: Claim("At equal tokens: against one agent trained by the same GRPO, and against self-consistency", "44.8 against 35.2 for a single agent (math average)", (
         against("stagewise", "single agent"), against("stagewise", "coder agent"),
         Comparison("own designs - the better of both agents in each family (flattered by hindsight)", ("stagewise", "single agent", "coder agent"),
-                   lambda row, *agents: own(row["after"]) - best_by_family([agent["after"] for agent in agents])),
+                   lambda row, *agents: own(row["after"]) - own(*(agent["after"] for agent in agents))),
         Comparison("own designs - self-consistency, same weights", ("voted",), lambda row: row["metaagent"] - row["self_consistency"]),
         Comparison("own designs - self-consistency of the trained single agent", ("voted",), lambda row: row["metaagent"] - row["single_self_consistency"]))),
 }

@@ -237,7 +237,8 @@ def facts(trees) -> list[dict]:
     """One small row per execution, enough for every metric: what travels between ranks."""
     return [{"question": f"{tree.question.family}:{tree.question.id}", "family": tree.question.family, "m": m, "structure": structure(design.script),
              "status": execution.status, "runs": execution.status not in ("invalid_script", "crashed"),
-             "reward": tree.rewards_M_N[m, n].item(), "score": score(tree.question, tree.rewards_M_N[m, n].item()), "calls": len(execution.calls), "agents": len({call.agent for call in execution.calls}),
+             "reward": tree.rewards_M_N[m, n].item(), "score": score(tree.question, tree.rewards_M_N[m, n].item()),  # score: what it counts in an evaluation
+             "calls": len(execution.calls), "agents": len({call.agent for call in execution.calls}),
              "design_entropy": -mean(design.logprobs), "call_entropy": -mean(p for call in execution.calls for p in call.logprobs)}
             for tree in trees for m, design in enumerate(tree.designs) for n, execution in enumerate(tree.executions[m])]
 

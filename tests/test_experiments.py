@@ -14,7 +14,7 @@ import cli
 import credit
 import experiments
 import runs
-from claims import ARMS, CLAIMS, DERIVED, Comparison, best_by_family, choices, collapsed, final, interval, noise, oracle, own, page, scores, variances, verdict, weights
+from claims import ARMS, CLAIMS, DERIVED, Comparison, choices, collapsed, final, interval, noise, oracle, own, page, scores, variances, verdict, weights
 
 
 def row(arm, seed, curve, tokens=100):
@@ -32,7 +32,7 @@ def test_the_numbers():
     mean, low, high = interval([0.0, 0.1, 0.2, 0.3, 0.4])  # t of 4 degrees of freedom: 2.776
     assert mean == pytest.approx(0.2) and high - mean == pytest.approx(2.776 * sqrt(0.025) / sqrt(5)) and low == pytest.approx(2 * mean - high)
     other = row("y", 0, [0.0, 0.1])["after"] | {"eval_families": {"a": {"accuracy": 0.9, "designs": {}}, "b": {"accuracy": 0.1, "designs": {}}}}
-    assert best_by_family([one["after"], other]) == pytest.approx(0.75 * 0.9 + 0.25 * 0.5)
+    assert own(one["after"], other) == pytest.approx(0.75 * 0.9 + 0.25 * 0.5)
     assert [verdict(0.1, 0.2), verdict(-0.2, -0.1), verdict(-0.1, 0.1)] == ["holds", "does not", "can't be told"]
 
 
@@ -217,7 +217,7 @@ def test_the_readme_and_figures_are_drawn_from_the_published_runs(tmp_path):
 
 @pytest.mark.skipif(not experiments.PUBLISHED.exists(), reason="no results are published yet")
 def test_the_oracle_owes_nothing_to_hindsight():
-    """Of the published runs: each family's best design, chosen by the other seeds' answers, is the one that is best on the seed's own."""
+    """Of the published runs: each family's best design, chosen by the other seeds' answers, scores what the best on the seed's own does."""
     rows = [row for (arm, _), row in experiments.read(experiments.PUBLISHED).items() if arm == "stagewise"]
     for when in ("before", "after"):
         for row in rows:
