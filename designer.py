@@ -3,7 +3,7 @@
 The documented prompt is generated from mas.py's own docstrings, so that what the model is told and what runs can't drift
 apart. The first line of the system message says who speaks; a small model's chat template may keep that line alone.
 The question is a variable of the script: the designer never has to copy it (and LaTeX can't break it).
-Test: `pytest tests/test_rollout.py tests/test_traps.py`. Read next: executor.py.
+Test: `pytest tests/test_rollout.py tests/test_traps.py`. Read next: plain.py.
 """
 import inspect
 import re

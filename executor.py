@@ -1,8 +1,9 @@
 """The executor: runs one design. It speaks for the design's agents, runs their tools, and records every call.
 
-The script is in the sandbox and talks over a pipe: {"op": "ask", "asks": [...]} and {"op": "submit", "reply": id}. All that
-is trained on is recorded here, in the parent, as token ids. (Trap avoided: calls written by the untrusted script to a file,
-which after a crash was an older question's.) Two rules hold by construction:
+The script is in the sandbox and talks over a pipe: {"op": "ask", "asks": [...]} and {"op": "submit", "reply": id}. (One that does
+nothing but call blocks says the same without a process: plain.py.) All that is trained on is recorded here, in the parent, as token
+ids. (Trap avoided: calls written by the untrusted script to a file, which after a crash was an older question's.) Two rules
+hold by construction:
 - A script can only submit something that an agent said: `submit` carries the id of a reply, never a text.
 - A script sees only the question: nothing else is sent to it, and the sandbox shows it nothing.
 
@@ -14,6 +15,7 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 
+import plain
 from designer import Design
 from policy import EngineError, PromptTooLong, seed_of
 from programs import judge, last_program
@@ -161,8 +163,8 @@ class _Run:
         answer = status = None
         detail = ""
         try:
-            limits = Limits(wall=self.budget.script_seconds, cpu=self.budget.script_seconds, scratch=0)
-            session = await self.executor.sandbox.talk(script, {"question": self.question.prompt}, limits)
+            session = plain.session(script, self.question.prompt) or await self.executor.sandbox.talk(
+                script, {"question": self.question.prompt}, Limits(wall=self.budget.script_seconds, cpu=self.budget.script_seconds, scratch=0))
             running = True
             try:
                 async with asyncio.timeout(self.budget.seconds):

@@ -157,8 +157,8 @@ class HFEngine:
 
     async def gather(self, *coroutines) -> list:
         """asyncio.gather for coroutines that sample."""
-        if not coroutines:
-            return []
+        if len(coroutines) <= 1:
+            return [await coroutine for coroutine in coroutines]
         running = len(coroutines)
         self.live += running - 1
 

@@ -1,0 +1,168 @@
+"""Plain designs: scripts that are data more than code, and need no process.
+
+    solver = Agent("solver", "Solve the question.")
+    submit(vote([solver] * 3, question))
+
+Such a script names agents and calls blocks, nothing else. It is not executed: its syntax tree is read here, in the trainer, by `Reader`, which knows
+literals, the script's own names, flat lists, and calls of blocks (mas.py) and agents. Attributes, operators, loops, functions, imports and builtins it does not
+know, so there is nothing that a plain script could reach, nothing that it could pile up, and it ends. Whatever has anything else in it runs in the
+sandbox, as all of it would without this file, to the same end (tests/test_plain.py runs both ways). It is here for speed: a process costs 3 ms of CPU
+time, as much as a tiny model's replies, and reading a hundredth of that.
+
+A plain script draws no random numbers and looks at no clock: what it says next is a function of the replies so far. So it is gone through anew,
+from its start, at each of its messages, and nothing has to wait in the middle of it.
+Test: `pytest tests/test_plain.py`. Read next: executor.py.
+"""
+import ast
+import json
+import pathlib
+import traceback
+import types
+from functools import lru_cache
+
+import mas
+from sandbox import MAX_LINE, Limits, Outcome, ProtocolError, parse_message
+
+BLOCKS = compile(pathlib.Path(mas.__file__).read_text(), "mas.py", "exec")
+MOST = 64  # times a list
+
+
+KNOWN = set(mas.__all__) - {"Reply"}  # which would put lists into one text
+
+
+class NotPlain(Exception):
+    """The script has something that is for the sandbox."""
+
+
+class Unanswered(BaseException):
+    """The script waits for a reply."""
+
+
+class Reader:
+    """Reads one script. Each method turns a node of its syntax tree into a function from a scope to a value, or raises NotPlain.
+
+    Lists hold no lists, and agents are made of literals: else `Agent([a] * 64, "")`, whose name is 64 times as long as that of `a`, line after
+    line, would fill the memory.
+    """
+
+    def __init__(self):
+        self.names, self.lists = {"question"}, set()  # given so far; those of them that stand for a list
+
+    def statement(self, node):
+        """-> (the name that it gives or None, function)"""
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name not in mas.__all__ and not name.startswith("__"):
+                found = self.value(value)
+                self.lists = self.lists | {name} if self.is_list(value) else self.lists - {name}
+                self.names.add(name)
+                return name, found
+            case ast.Expr(value=value):
+                return None, self.value(value)
+        raise NotPlain
+
+    def is_list(self, node) -> bool:
+        match node:
+            case ast.Name(id=name):
+                return name in self.lists
+            case ast.Call(func=ast.Name(id="ask_all")):
+                return True
+        return isinstance(node, (ast.List, ast.BinOp))
+
+    def value(self, node):
+        match node:
+            case ast.Constant(value=str() | int() | float() | None as value):
+                return lambda scope: value
+            case ast.Name(id=name) if name in self.names:
+                return lambda scope: scope[name]
+            case ast.List(elts=parts) if not any(map(self.is_list, parts)):
+                parts = [self.value(part) for part in parts]
+                return lambda scope: [part(scope) for part in parts]
+            case ast.BinOp(left=ast.List() as part, op=ast.Mult(), right=ast.Constant(value=int(times))) if 0 <= times <= MOST:
+                part = self.value(part)
+                return lambda scope: part(scope) * times
+            case ast.Call():
+                return self.call(node)
+        raise NotPlain
+
+    def call(self, node):
+        names, values = [option.arg for option in node.keywords], [*node.args, *(option.value for option in node.keywords)]
+        if None in names or len(set(names)) < len(names) or any(name.startswith("__") for name in names):  # the last two do not compile
+            raise NotPlain
+        block = isinstance(node.func, ast.Name) and node.func.id in KNOWN and node.func.id
+        if block == "Agent" and not all(isinstance(part, ast.Constant) for value in values for part in getattr(value, "elts", [value])):
+            raise NotPlain
+        function = (lambda scope: scope[block]) if block else self.value(node.func)
+        values, first = [self.value(value) for value in values], len(node.args)
+
+        def run(scope):
+            called, given = function(scope), [value(scope) for value in values]
+            return called(*given[:first], **dict(zip(names, given[first:])))
+        return run
+
+
+@lru_cache(maxsize=4096)
+def read(script: str):
+    """The statements of a plain script; None if it is not one. One that has no statement, or does not parse, the sandbox has something to say about."""
+    reader = Reader()
+    try:
+        return [reader.statement(node) for node in ast.parse(script).body] or None
+    except (NotPlain, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def next_message(statements, question: str, replies: list) -> dict | None:
+    """The first message of a script that none of `replies` answers; None if it ends without one. Raises what the blocks raise."""
+    answers, blocks = iter(replies), types.ModuleType("mas")
+    exec(BLOCKS, blocks.__dict__)  # of its own: a number for each agent
+
+    def request(message):
+        for answer in answers:
+            return answer
+        raise Unanswered(message)
+
+    blocks._request = request
+    scope = {name: getattr(blocks, name) for name in KNOWN} | {"question": question}
+    try:
+        for name, value in statements:
+            scope[name] = value(scope)
+    except Unanswered as unanswered:
+        return unanswered.args[0]
+    return None
+
+
+class Session:
+    """A plain script that talks: what executor.py uses of sandbox.Session."""
+
+    def __init__(self, statements, question: str):
+        self.statements, self.question, self.replies, self.outcome = statements, question, [], Outcome("ok", "", "", 0.0, "plain")
+
+    async def receive(self) -> dict | None:
+        """The script's next message, None when it has ended. Raises ProtocolError."""
+        try:
+            message = next_message(self.statements, self.question, self.replies)
+        except Exception as error:  # the boundary to a script that calls a block wrongly
+            self.outcome = Outcome("error", "", "".join(traceback.format_exception_only(error)), 0.0, "plain")
+            return None
+        if message is None:
+            return None
+        line = json.dumps(message).encode()
+        if len(line) > MAX_LINE:
+            raise ProtocolError(f"a message of more than {MAX_LINE} bytes")
+        if len(self.replies) >= Limits.messages:
+            raise ProtocolError(f"more than {Limits.messages} messages")
+        return parse_message(line)
+
+    async def send(self, message: dict) -> None:
+        self.replies.append(message)
+
+    def kill(self) -> None:
+        """It does not run."""
+
+    async def finish(self) -> Outcome:
+        return self.outcome
+
+
+def session(script: str, question: str) -> Session | None:
+    """The session of a plain script; None if it is not one."""
+    statements = read(script)
+    return statements and Session(statements, question)
