@@ -109,7 +109,7 @@ def debate(agents, text, rounds=1, judge=None):
 def route(router, agents, text):
     """route(router, agents, text) -> Reply: the router names one of the agents, and that one answers."""
     choice = router(text + "\n\nAgents: " + ", ".join(agent.name for agent in agents))
-    named = [agent for agent in agents if re.search(rf"\b{re.escape(agent.name)}\b", choice, re.IGNORECASE)]
+    named = [agent for agent in dict.fromkeys(agents) if re.search(rf"\b{re.escape(agent.name)}\b", choice, re.IGNORECASE)]
     return (named or list(agents))[0](text)
 
 

@@ -1,13 +1,13 @@
-"""Plain designs: scripts that are data more than code, and need no process.
+"""Plain designs: short scripts that are data more than code, and need no process.
 
     solver = Agent("solver", "Solve the question.")
     submit(vote([solver] * 3, question))
 
 Such a script names agents and calls blocks, nothing else. It is not executed: its syntax tree is read here, in the trainer, by `Reader`, which knows
-literals, the script's own names, flat lists, and calls of blocks (mas.py) and agents. Attributes, operators, loops, functions, imports and builtins it does not
-know, so there is nothing that a plain script could reach, nothing that it could pile up, and it ends. Whatever has anything else in it runs in the
-sandbox, as all of it would without this file, to the same end (tests/test_plain.py runs both ways). It is here for speed: a process costs 3 ms of CPU
-time, as much as a tiny model's replies, and reading a hundredth of that.
+literals, the script's own names, lists of at most 64, and calls of blocks (mas.py) and agents. It knows no attribute, loop, function, import or builtin, so
+there is nothing that a plain script could reach; and what it can be made to do is small, as neither a clock nor a limit of memory is kept here.
+Whatever has anything else in it runs in the sandbox, as all of it would without this file, to the same end: tests/test_plain.py runs both ways.
+It is here for speed: a process costs 3 ms of CPU time, as much as a tiny model's replies; this, a tenth of that.
 
 A plain script draws no random numbers and looks at no clock: what it says next is a function of the replies so far. So it is gone through anew,
 from its start, at each of its messages, and nothing has to wait in the middle of it.
@@ -18,16 +18,15 @@ import json
 import pathlib
 import traceback
 import types
-from functools import lru_cache
+import warnings
 
 import mas
 from sandbox import MAX_LINE, Limits, Outcome, ProtocolError, parse_message
 
 BLOCKS = compile(pathlib.Path(mas.__file__).read_text(), "mas.py", "exec")
-MOST = 64  # times a list
-
-
 KNOWN = set(mas.__all__) - {"Reply"}  # which would put lists into one text
+LONGEST = 1500  # characters of a script
+MOST = 64  # of a list: as many as one ask may hold
 
 
 class NotPlain(Exception):
@@ -35,7 +34,7 @@ class NotPlain(Exception):
 
 
 class Unanswered(BaseException):
-    """The script waits for a reply."""
+    """The script waits for the reply to a message."""
 
 
 class Reader:
@@ -46,15 +45,14 @@ class Reader:
     """
 
     def __init__(self):
-        self.names, self.lists = {"question"}, set()  # given so far; those of them that stand for a list
+        self.names = {"question": False}  # given so far -> whether it stands for a list
 
     def statement(self, node):
         """-> (the name that it gives or None, function)"""
         match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name not in mas.__all__ and not name.startswith("__"):
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name not in mas.__all__ and not name.startswith("__"):  # __builtins__ = 3
                 found = self.value(value)
-                self.lists = self.lists | {name} if self.is_list(value) else self.lists - {name}
-                self.names.add(name)
+                self.names[name] = self.is_list(value)
                 return name, found
             case ast.Expr(value=value):
                 return None, self.value(value)
@@ -63,7 +61,7 @@ class Reader:
     def is_list(self, node) -> bool:
         match node:
             case ast.Name(id=name):
-                return name in self.lists
+                return self.names.get(name, False)
             case ast.Call(func=ast.Name(id="ask_all")):
                 return True
         return isinstance(node, (ast.List, ast.BinOp))
@@ -74,10 +72,10 @@ class Reader:
                 return lambda scope: value
             case ast.Name(id=name) if name in self.names:
                 return lambda scope: scope[name]
-            case ast.List(elts=parts) if not any(map(self.is_list, parts)):
+            case ast.List(elts=parts) if len(parts) <= MOST and not any(map(self.is_list, parts)):
                 parts = [self.value(part) for part in parts]
                 return lambda scope: [part(scope) for part in parts]
-            case ast.BinOp(left=ast.List() as part, op=ast.Mult(), right=ast.Constant(value=int(times))) if 0 <= times <= MOST:
+            case ast.BinOp(left=ast.List() as part, op=ast.Mult(), right=ast.Constant(value=int(times))) if 0 <= times * len(part.elts) <= MOST:
                 part = self.value(part)
                 return lambda scope: part(scope) * times
             case ast.Call():
@@ -86,7 +84,7 @@ class Reader:
 
     def call(self, node):
         names, values = [option.arg for option in node.keywords], [*node.args, *(option.value for option in node.keywords)]
-        if None in names or len(set(names)) < len(names) or any(name.startswith("__") for name in names):  # the last two do not compile
+        if None in names or "__debug__" in names or len(set(names)) < len(names):  # **options; and what does not compile
             raise NotPlain
         block = isinstance(node.func, ast.Name) and node.func.id in KNOWN and node.func.id
         if block == "Agent" and not all(isinstance(part, ast.Constant) for value in values for part in getattr(value, "elts", [value])):
@@ -100,25 +98,28 @@ class Reader:
         return run
 
 
-@lru_cache(maxsize=4096)
 def read(script: str):
-    """The statements of a plain script; None if it is not one. One that has no statement, or does not parse, the sandbox has something to say about."""
+    """The statements of a plain script; None if it is not one. A script that is empty or does not parse is left to the sandbox, which says so."""
+    if len(script) > LONGEST:
+        return None
     reader = Reader()
     try:
-        return [reader.statement(node) for node in ast.parse(script).body] or None
+        with warnings.catch_warnings(action="ignore"):
+            nodes = ast.parse(script).body
+        return [reader.statement(node) for node in nodes] or None
     except (NotPlain, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def next_message(statements, question: str, replies: list) -> dict | None:
-    """The first message of a script that none of `replies` answers; None if it ends without one. Raises what the blocks raise."""
+def next_message(statements, question: str, replies: list) -> bytes | None:
+    """The first message of a script that none of `replies` answers, as a line of JSON; None if it ends without one. Raises what the blocks raise."""
     answers, blocks = iter(replies), types.ModuleType("mas")
     exec(BLOCKS, blocks.__dict__)  # of its own: a number for each agent
 
     def request(message):
         for answer in answers:
             return answer
-        raise Unanswered(message)
+        raise Unanswered(json.dumps(message).encode())
 
     blocks._request = request
     scope = {name: getattr(blocks, name) for name in KNOWN} | {"question": question}
@@ -139,13 +140,12 @@ class Session:
     async def receive(self) -> dict | None:
         """The script's next message, None when it has ended. Raises ProtocolError."""
         try:
-            message = next_message(self.statements, self.question, self.replies)
+            line = next_message(self.statements, self.question, self.replies)
         except Exception as error:  # the boundary to a script that calls a block wrongly
             self.outcome = Outcome("error", "", "".join(traceback.format_exception_only(error)), 0.0, "plain")
             return None
-        if message is None:
+        if line is None:
             return None
-        line = json.dumps(message).encode()
         if len(line) > MAX_LINE:
             raise ProtocolError(f"a message of more than {MAX_LINE} bytes")
         if len(self.replies) >= Limits.messages:

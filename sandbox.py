@@ -106,11 +106,13 @@ class Session:
         while (end := self.buffer.find(b"\n", searched)) < 0:
             searched = len(self.buffer)
             if searched > MAX_LINE:
-                self.refuse("protocol", f"a message of more than {MAX_LINE} bytes")
+                break
             with contextlib.suppress(ConnectionResetError):
                 self.buffer += await self.loop.sock_recv(self.line, 1 << 16)
             if len(self.buffer) == searched:
                 return None
+        if not 0 <= end <= MAX_LINE:
+            self.refuse("protocol", f"a message of more than {MAX_LINE} bytes")
         line = bytes(self.buffer[:end])
         del self.buffer[:end + 1]
         self.left, self.running_since = max(0.001, self.left - (self.loop.time() - self.running_since)), None

@@ -32,6 +32,8 @@ PLAIN = [
     'submit(Agent("a", "i", tools=["browser"])(question))', 'submit(Agent("a", "i", max_turns=99)(question))', 'Agent("a", "i", max_turns=1e999)',
     'submit(Agent("a", "i", max_turns="many")(question))', 'submit(Agent("a", "i", tools="python")(question))',
     A + 'submit(a("\\ud800"))', A + "a = a(question)\nsubmit(a)", A + "a(question)\na(question)\na(question)\n",
+    'submit(Agent("a", "i", max_turns=0x' + "f" * 1400 + ")(question))", 'Agent("a", "i", max_turns="' + "9" * 1400 + '")', "Agent(__x=3)", f"question({'k' * 1400}=1)",
+    A + 'submit(a("\\("))',
     '"""A note."""\nsubmit(Agent("a", "")("?"))  # and another',
 ]
 NOT_PLAIN = [
@@ -56,6 +58,15 @@ def test_plain(script):
 @pytest.mark.parametrize("script", NOT_PLAIN)
 def test_not_plain(script):
     assert plain.session(script, "question") is None
+
+
+@pytest.mark.parametrize("start, more, end", [("", "-", "1"), ("a", ".b", ""), ("question", "()", ""), ("", "(", ""), ("", "1+", "1"), ("", "not ", "1"), ("", "x=", "1"), ("", "9", "")])
+def test_no_depth_breaks_the_parser(start, more, end):
+    assert plain.read(start + more * 100_000 + end) is None
+
+
+def test_what_a_script_is_warned_of_is_not_said_here(recwarn):
+    assert plain.read(A + 'submit(a("\\("))') and not plain.read("submit(1if 1else 2)") and not recwarn.list
 
 
 @needs_shared

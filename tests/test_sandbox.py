@@ -185,7 +185,7 @@ def test_what_is_not_a_message_is_refused(line):
         parse_message(line)
 
 
-@pytest.mark.parametrize("code", ["os.write(3, b'nonsense\\n')", f"os.write(3, b'x' * {MAX_LINE * 2})", "os.write(3, b'{\"a\":' * 9999 + b'\\n')"])
+@pytest.mark.parametrize("code", ["os.write(3, b'nonsense\\n')", f"os.write(3, b'x' * {MAX_LINE * 2})", f"import mas; mas._request({{'a': 'x' * {MAX_LINE - 8}}})", "os.write(3, b'{\"a\":' * 9999 + b'\\n')"])
 def test_a_script_that_breaks_the_protocol_is_ended(code):
     (messages, outcome), = talk(f"import os\n{code}\nwhile True: pass")
     assert isinstance(messages[-1], ProtocolError) and outcome.status == "protocol" and outcome.seconds < 1.0
