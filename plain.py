@@ -14,16 +14,20 @@ from its start, at each of its messages, and nothing has to wait in the middle o
 Test: `pytest tests/test_plain.py`. Read next: executor.py.
 """
 import ast
+import importlib.util
+import itertools
 import json
-import pathlib
+import threading
 import traceback
-import types
 import warnings
+from functools import lru_cache
 
 import mas
 from sandbox import MAX_LINE, Limits, Outcome, ProtocolError, parse_message
 
-BLOCKS = compile(pathlib.Path(mas.__file__).read_text(), "mas.py", "exec")
+SPEC = importlib.util.find_spec("mas")
+BLOCKS, LOCK = importlib.util.module_from_spec(SPEC), threading.Lock()  # mas.py once more, for one script at a time
+SPEC.loader.exec_module(BLOCKS)
 KNOWN = set(mas.__all__) - {"Reply"}  # which would put lists into one text
 LONGEST = 1500  # characters of a script
 MOST = 64  # of a list: as many as one ask may hold
@@ -98,6 +102,7 @@ class Reader:
         return run
 
 
+@lru_cache(maxsize=64)  # a design runs several times, and many are the same
 def read(script: str):
     """The statements of a plain script; None if it is not one. A script that is empty or does not parse is left to the sandbox, which says so."""
     if len(script) > LONGEST:
@@ -113,21 +118,20 @@ def read(script: str):
 
 def next_message(statements, question: str, replies: list) -> bytes | None:
     """The first message of a script that none of `replies` answers, as a line of JSON; None if it ends without one. Raises what the blocks raise."""
-    answers, blocks = iter(replies), types.ModuleType("mas")
-    exec(BLOCKS, blocks.__dict__)  # of its own: a number for each agent
+    answers, scope = iter(replies), {name: getattr(BLOCKS, name) for name in KNOWN} | {"question": question}
 
     def request(message):
         for answer in answers:
             return answer
         raise Unanswered(json.dumps(message).encode())
 
-    blocks._request = request
-    scope = {name: getattr(blocks, name) for name in KNOWN} | {"question": question}
-    try:
-        for name, value in statements:
-            scope[name] = value(scope)
-    except Unanswered as unanswered:
-        return unanswered.args[0]
+    with LOCK:
+        BLOCKS._request, BLOCKS._keys = request, itertools.count()
+        try:
+            for name, value in statements:
+                scope[name] = value(scope)
+        except Unanswered as unanswered:
+            return unanswered.args[0]
     return None
 
 
