@@ -2,7 +2,7 @@
 fed the very same requests (prompts, limits, seeds, so the same completions) as one static batch, in turn, in one process.
 
     python tests/bench_rollout.py --model tiny --questions 24
-    python tests/bench_rollout.py --model smollm2 --questions 4 --tasks rg:chain_sum --rounds 3
+    python tests/bench_rollout.py --model smol-cold --questions 4 --executions 4 --designs 4 --reply-tokens 64 --tasks rg:chain_sum --rounds 3
     .venv-vllm/bin/python tests/bench_rollout.py --engine vllm --questions 24
 
 Asked for: a ratio of 0.9 or more. Medians over the rounds, after one that is not counted.

@@ -1,6 +1,7 @@
 """One full step against TRL's GRPOTrainer, on the tiny model: 128 completions of 48 tokens sampled, graded, and one update on them.
 
-    python tests/bench_step.py              (tests/requirements.txt has TRL)
+    python tests/bench_step.py                            (tests/requirements.txt has TRL)
+    ONEDNN_MAX_CPU_ISA=AVX2 python tests/bench_step.py    as on a CPU without instructions for bf16
 
 The same number and length of completions of the same prompts (16 questions, 8 completions each), no KL term, AdamW, fp32, two threads, in turn in
 one process; completions run to their limit, as the end token counts for nothing. TRL without bf16 and checkpointing, which a CPU pays for; beside it, as it comes. Rewards are the parity of the text's length in both, so that
