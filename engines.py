@@ -36,6 +36,8 @@ from tasks import BadInput
 def open_engine(kind: str, policy, own: bool = False, memory: float = 0.5):
     """The engine of `--engine hf` or `vllm` for `policy`. own: the trainer holds only parts of the weights. memory: vLLM's share of the GPU's."""
     engine = VLLMEngine(policy, memory) if kind == "vllm" else HFEngine(policy, own=own)
+    gc.unfreeze()  # an earlier engine's may be garbage by now
+    gc.collect()
     gc.freeze()  # models and libraries stay: a full collection that looks through them takes a fifth of a second
     return engine
 

@@ -6,7 +6,8 @@
 Such a script names agents and calls blocks, nothing else. It is not executed: its syntax tree is read here, in the trainer, by `Reader`, which knows
 literals, the script's own names, lists of at most 64, and calls of blocks (mas.py) and agents. It knows no attribute, loop, function, import or builtin, so
 there is nothing that a plain script could reach; and what it can be made to do is small, as neither a clock nor a limit of memory is kept here.
-Whatever has anything else in it runs in the sandbox, as all of it would without this file, to the same end: tests/test_plain.py runs both ways.
+Whatever has anything else in it runs in the sandbox, as all of it would without this file, to the same end (unless a clock or the memory would have
+ended it): tests/test_plain.py runs both ways.
 It is here for speed: a process costs 3 ms of CPU time, as much as a tiny model's replies; this, a tenth of that.
 
 A plain script draws no random numbers and looks at no clock: what it says next is a function of the replies so far. So it is gone through anew,

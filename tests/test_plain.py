@@ -1,10 +1,9 @@
 """Plain scripts: which are, and that they end as they would in the sandbox."""
 import asyncio
-import re
 
 import pytest
 from conftest import QUESTION, SHARED, Scripted, needs_shared
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plain
@@ -71,7 +70,7 @@ def test_what_a_script_is_warned_of_is_not_said_here(recwarn):
 
 @needs_shared
 def test_no_attack_is_plain():
-    attacks = [path for path in (SHARED / "attacks").rglob("*.py")]
+    attacks = list((SHARED / "attacks").rglob("*.py"))
     assert len(attacks) > 20 and not any(plain.read(path.read_text(errors="replace")) for path in attacks)
 
 
@@ -137,13 +136,9 @@ STATEMENT = st.one_of(st.builds("c = {}".format, REPLY), st.builds("a = {}".form
 SCRIPTS = st.builds(lambda lines, last: "\n".join([A.strip(), B.strip(), "c = question", *lines, f"submit({last})"]), st.lists(STATEMENT, max_size=3), REPLY)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None)
 @given(st.lists(SCRIPTS, min_size=20, max_size=20))
 def test_random_scripts_end_the_same(policy, scripts):
     scripts = [script for script in scripts if plain.read(script)]
     for script, (here, there) in zip(scripts, run(policy, scripts, budget=Budget(calls=12, reply_tokens=48))):
-        assert without_addresses(here) == without_addresses(there), script
-
-
-def without_addresses(execution):
-    return re.sub(r"0x[0-9a-f]+", "", repr(execution))
+        assert here == there, script
