@@ -1,125 +1,113 @@
-"""The rollout: Q questions x M designs per question x N executions per design, all of it concurrent.
+"""The rollout: Q questions, M designs of each, N executions of each design; all of it concurrent.
 
-    question q --designer--> design q,m --executor--> execution q,m,n --grade--> rewards_Q_M_N[q, m, n]
+    question q --designer--> design m --executor--> execution n --grade--> rewards_Q_M_N[q, m, n]
 
-The two levels are what separate the quality of a design from the luck of one execution. Every sample has a seed of its own,
-hashed from (seed, step, question, m, n, call), so a tree is the same whatever its neighbours, its batch or its rank.
-Test: `pytest tests/test_rollout.py`. Read next: credit.py.
+The two levels of the tree separate the quality of a design from the luck of one execution (arXiv
+2605.14212). Every sample has a seed of its own, hashed from (seed, step, question, m, n, call): a
+tree is the same whatever its neighbours, its batch or its rank (trap 17). Test: `pytest
+tests/test_rollout.py`. Read next: credit.py.
 """
+
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Callable
 
 import torch
 
-import programs
-from designer import Design, design
-from executor import Budget, Execution, Executor
-from policy import EngineError, seed_of
-from sandbox import SandboxError
-from scorer import Sample
-from tasks import Question, grade
-
-
-@dataclass(frozen=True)
-class Tree:
-    """What came of one question: M designs, M x N executions with their rewards; `valid` is False where the infrastructure failed."""
-    question: Question
-    designs: tuple[Design, ...]
-    executions: tuple[tuple[Execution, ...], ...]
-    rewards_M_N: torch.Tensor
-    valid_M_N: torch.Tensor
-
-    def flat(self):
-        """All (design, execution, reward) of the tree."""
-        return [(design, execution, self.rewards_M_N[m, n].item()) for m, design in enumerate(self.designs)
-                for n, execution in enumerate(self.executions[m])]
+from data_types import Design, EngineError, Execution, Question, SandboxError, Tree
+from designer import sample_design
+from executor import Executor, Runtime
+from tasks import grade, grade_code_answer
 
 
 class Rollout:
-    """Grows trees with one sandbox and one engine, or two: one for each role."""
+    """Grows trees. Designer and executor may be two models, each with its engine."""
 
-    def __init__(self, engine, policy, sandbox, budget: Budget = Budget(), design_tokens: int = 1024, temperature: float = 1.0, designer=None,
-                 all_tests: bool = True):
-        """designer: (engine, policy) of the designer role, where it is another model. all_tests: if not, the tests of a program end at the first that fails."""
-        self.designer, self.all_tests = designer or (engine, policy), all_tests
-        self.engine, self.policy, self.design_tokens, self.temperature = engine, policy, design_tokens, temperature
-        self.executor = Executor(engine, policy, sandbox, budget, temperature)
+    def __init__(
+        self, runtime: Runtime, designer=None, design_tokens: int = 1024, stop_at_failure=False
+    ):
+        """
+        Args:
+            runtime: engine, policy, sandbox and budget of the executor role.
+            designer: (engine, policy) of the designer role, where it is another model.
+            design_tokens: max new tokens per design.
+            stop_at_failure: end the tests of a program at the first that fails (evaluation).
+        """
+        self.runtime = runtime
+        self.designer = designer or (runtime.engine, runtime.policy)
+        self.design_tokens = design_tokens
+        self.stop_at_failure = stop_at_failure
 
-    async def __call__(self, questions: list[Question], designs: int, executions: int, seed: tuple, fixed: str | None = None,
-                       on_done=lambda tree: None) -> list[Tree]:
-        """The trees of `questions`, M = `designs`, N = `executions`. fixed: run this script instead of sampling (a baseline).
-        on_done: is called with each tree as it is done."""
-        return await self.engine.gather(*(self.tree(question, designs, executions, (*seed, question.id), fixed, on_done)
-                                          for question in questions))
+    async def rollout(
+        self,
+        questions: list[Question],
+        num_designs: int,
+        num_executions: int,
+        seed: tuple,
+        fixed_design: str | None = None,
+        on_tree: Callable = lambda tree: None,
+    ) -> list[Tree]:
+        """The trees of `questions`. on_tree is called with each tree when it is done.
 
-    async def tree(self, question, M, N, seed, fixed, on_done) -> Tree:
-        branches = await self.engine.gather(*(self.branch(question, N, (*seed, m), fixed) for m in range(M)))
-        rewards = torch.tensor([[reward for _, reward in runs] for _, runs in branches])
-        executions = tuple(tuple(execution for execution, _ in runs) for _, runs in branches)
-        valid = torch.tensor([[execution.status != "infrastructure" for execution in runs] for runs in executions])
-        assert rewards.shape == valid.shape == (M, N)
-        tree = Tree(question, tuple(design for design, _ in branches), executions, rewards, valid)
-        on_done(tree)
-        return tree
+        fixed_design: run this script instead of sampling one (a baseline).
+        """
 
-    async def branch(self, question, N, seed, fixed):
-        """One design and its N executions, graded."""
-        if fixed is not None:
-            sampled = Design(fixed)
-        else:
-            try:
-                sampled = await design(*self.designer, question, seed, self.design_tokens, self.temperature)
-            except EngineError as error:
-                return Design("", error=str(error)), [(Execution((), None, "infrastructure", str(error)), 0.0)] * N
-        return sampled, await self.engine.gather(*(self.leaf(sampled, question, (*seed, n)) for n in range(N)))
+        async def rollout_question(question: Question) -> Tree:
+            designs = [
+                self.rollout_design(question, num_executions, (*seed, question.id, m), fixed_design)
+                for m in range(num_designs)
+            ]
+            branches = await asyncio.gather(*designs)
+            tree = Tree(
+                question=question,
+                designs=tuple(design for design, _ in branches),
+                executions=tuple(executions for _, executions in branches),
+            )
+            on_tree(tree)
+            return tree
 
-    async def leaf(self, sampled, question, seed):
-        execution = await self.executor.execute(sampled, question, seed)
-        if execution.answer is None:
-            return execution, 0.0
+        return await asyncio.gather(*(rollout_question(question) for question in questions))
+
+    async def rollout_design(
+        self, question: Question, num_executions: int, seed: tuple, fixed_design: str | None
+    ) -> tuple[Design, tuple[Execution, ...]]:
+        """Sample one design and execute it N times."""
+        engine, policy = self.designer
         try:
-            return execution, await self.reward(question, execution.answer)
-        except SandboxError as error:
-            return replace(execution, status="infrastructure", detail=str(error)), 0.0
+            if fixed_design is not None:
+                design = Design(fixed_design)
+            else:
+                design = await sample_design(
+                    engine, policy, question, seed, self.design_tokens, self.runtime.temperature
+                )
+        except EngineError as error:
+            failed = Execution((), None, "infra_error", str(error))
+            return Design("", error=str(error)), (failed,) * num_executions
+        runs = [self.rollout_execution(design, question, (*seed, n)) for n in range(num_executions)]
+        return design, tuple(await asyncio.gather(*runs))
 
-    async def reward(self, question, answer: str) -> float:
-        """Of a submitted answer: its grade, or the fraction of the tests that its program passes. Raises SandboxError."""
+    async def rollout_execution(self, design: Design, question: Question, seed: tuple) -> Execution:
+        """Execute a design once, and grade the answer."""
+        execution = await Executor(self.runtime, question, seed).execute(design)
+        if execution.answer is None:
+            return execution  # reward 0; the status says why there is no answer
+        try:
+            return replace(execution, reward=await self.grade(question, execution.answer))
+        except SandboxError as error:
+            return replace(execution, status="infra_error", detail=str(error))
+
+    async def grade(self, question: Question, answer: str) -> float:
+        """The reward of a submitted answer, 0 to 1. Raises SandboxError."""
         if question.kind == "code":
-            return await programs.grade(self.executor.sandbox, question.tests, programs.last_program(answer), stop=not self.all_tests)
+            sandbox = self.runtime.sandbox
+            return await grade_code_answer(sandbox, question, answer, self.stop_at_failure)
+        # In a thread: checking an expression may take seconds, and nothing else waits for it.
         return await asyncio.to_thread(grade, question, answer)
 
 
-def stack(trees: list[Tree]):
-    """rewards_Q_M_N and valid_Q_M_N of a batch of trees."""
-    return torch.stack([tree.rewards_M_N for tree in trees]), torch.stack([tree.valid_M_N for tree in trees])
-
-
-def samples(trees: list[Tree], designer_Q_M, executor_Q_M_N, roles) -> list[Sample]:
-    """The completions of `roles` with the advantage of their trajectory: all calls of an execution share one.
-
-    Executions that the infrastructure spoiled, and designs that have no other, are left out.
-    """
-    found = []
-    for q, tree in enumerate(trees):
-        for m, design in enumerate(tree.designs):
-            if "designer" in roles and design.completion_ids and tree.valid_M_N[m].any():
-                found.append(Sample(design.prompt_ids, design.completion_ids, design.logprobs, designer_Q_M[q, m].item(), "designer"))
-            for n, execution in enumerate(tree.executions[m]):
-                if "executor" in roles and tree.valid_M_N[m, n]:
-                    found += [Sample(call.prompt_ids, call.completion_ids, call.logprobs, executor_Q_M_N[q, m, n].item(), "executor")
-                              for call in execution.calls]
-    return found
-
-
-def idle_samples(trees: list[Tree], roles, seed: tuple) -> list[Sample]:
-    """One completion of each of `roles` per design, without an advantage: what the anchor holds in place."""
-    found = []
-    for tree in trees:
-        for m, design in enumerate(tree.designs):
-            if "designer" in roles and design.completion_ids:
-                found.append(Sample(design.prompt_ids, design.completion_ids, design.logprobs, 0.0, "designer"))
-            calls = [call for execution in tree.executions[m] for call in execution.calls]
-            if "executor" in roles and calls:
-                call = calls[seed_of(*seed, tree.question.id, m) % len(calls)]
-                found.append(Sample(call.prompt_ids, call.completion_ids, call.logprobs, 0.0, "executor"))
-    return found
+def stack_rewards(trees: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
+    """rewards_Q_M_N, and valid_Q_M_N: False where the infrastructure failed."""
+    executions_Q_M_N = [tree.executions for tree in trees]
+    rewards = [[[e.reward for e in row] for row in rows] for rows in executions_Q_M_N]
+    valid = [[[e.valid for e in row] for row in rows] for rows in executions_Q_M_N]
+    return torch.tensor(rewards), torch.tensor(valid)

@@ -1,85 +1,82 @@
-"""Tasks: a question and how its answer is graded.
+"""Tasks: questions, and how an answer is graded.
 
     questions = load("arithmetic", split="train", seed=0, size=300)
     reward = grade(questions[0], r"... so the answer is \\boxed{42}.")
 
-The default set, `arithmetic`, is a small closed world made from a seed: three families of questions such that no single
-design can serve them all, by their nature (see the section below). `rg:NAME[,NAME]` opens any reasoning-gym generator with
-its own scorer, a path opens a JSONL file, and the published sets, math and code, are benchmarks.py's.
+The default set, `arithmetic`, is a small closed world made from a seed. It has three families of
+questions, each with another best design; no design without a condition serves all of them.
+`rg:NAME` opens a generator of reasoning-gym with its own scorer, a path opens a JSONL file, and the
+published sets are in benchmarks/.
 
-Grading is grading.py's. No hint about the answer ("an integer 0..999") is added to any prompt.
-Test: `pytest tests/test_tasks.py`. Read next: grading.py.
+No hint about the answer ("an integer 0..999") is added to any prompt (trap 15).
+Test: `pytest tests/test_tasks.py`. Read next: eval.py.
 """
+
 import hashlib
 import itertools
-import json
-import logging
 import os
 import pathlib
 import random
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from grading import REFUSED, canonical_integer, final_answer, grade, grade_math, last_boxed  # noqa: F401 - the public names
-from programs import Suite, grade_code, last_program  # noqa: F401
+from data_types import Question, UserError
+from lib.answers import last_boxed
+from lib.cli import log
+from lib.files import read_jsonl
 
+# ---------------------------------------------------------------------- the default set: arithmetic
+#
+# compute  a product of two-digit numbers plus or minus a third. A small network can't; Python can.
+# recall   two facts that only the weights hold. Closed book: an agent with a tool is refused.
+#          Several tries and a vote help at temperature 1.
+# relay    who keeps what (one fact), then its code (another). One agent has to find the things, a
+#          second to read their codes, and the first one's reply is all that the second sees.
 
-log = logging.getLogger("metaagent")
-
-
-class BadInput(ValueError):
-    """Something that the user gave is wrong: shown as one line, exit code 2."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question. `answer` (the gold) stays in the parent process: no prompt and no sandbox ever sees it."""
-    id: str
-    prompt: str
-    answer: str
-    kind: str = "math"  # "math"; "code", judged by `tests`; or "rg", with the generator's own scorer
-    family: str = ""
-    tools: tuple[str, ...] = ("python",)  # what its agents may use; () is a closed-book question
-    entry: dict | None = field(default=None, repr=False)  # reasoning-gym's own row
-    tests: Suite | None = field(default=None, repr=False)
-
-
-# ------------------------------------------------------------------------------------------- the default set: arithmetic
-# compute  a product of two-digit numbers plus or minus a third: a small network cannot, Python can.
-# recall   two facts that only the weights hold, closed book: an agent with a tool is refused; several tries and a vote help.
-# relay    who keeps what (one fact), then its code (another): one agent must find the things, a second must read their codes.
-#          The first reply is all that the second sees. Closed book, too.
-
-THINGS = ("river", "oak", "stone", "cloud", "lamp", "bread", "horse", "glass", "chair", "flute", "wheel", "rope",
-          "spoon", "apple", "boat", "tower", "knife", "coin", "drum", "plum")
-KEEPERS = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jill", "Kai", "Lea",
-           "Max", "Nora", "Otto", "Pia", "Quinn", "Rosa", "Sam", "Tess")
+THINGS = (
+    *("river", "oak", "stone", "cloud", "lamp", "bread", "horse", "glass", "chair", "flute"),
+    *("wheel", "rope", "spoon", "apple", "boat", "tower", "knife", "coin", "drum", "plum"),
+)
+KEEPERS = (
+    *("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jill"),
+    *("Kai", "Lea", "Max", "Nora", "Otto", "Pia", "Quinn", "Rosa", "Sam", "Tess"),
+)
 CODES = dict(zip(THINGS, random.Random("codes").sample(range(10, 100), len(THINGS))))
 KEEPS = dict(zip(KEEPERS, random.Random("keeps").sample(THINGS, len(KEEPERS))))
 
 
-def _compute(rng):
+def make_compute(rng: random.Random) -> tuple[str, int]:
     a, b, c = rng.randint(12, 99), rng.randint(12, 99), rng.randint(100, 999)
-    text, value = rng.choice([(f"{a} * {b} + {c}", a * b + c), (f"{c} + {a} * {b}", a * b + c), (f"{a} * {b} - {c}", a * b - c)])
+    forms = [
+        (f"{a} * {b} + {c}", a * b + c),
+        (f"{c} + {a} * {b}", a * b + c),
+        (f"{a} * {b} - {c}", a * b - c),
+    ]
+    text, value = rng.choice(forms)
     return f"What is {text}?", value
 
 
-def _recall(rng):
+def make_recall(rng: random.Random) -> tuple[str, str]:
     x, y = rng.sample(THINGS, 2)
     return f"Which number do the codes of {x} and {y} make?", f"{CODES[x]}{CODES[y]}"
 
 
-def _relay(rng):
+def make_relay(rng: random.Random) -> tuple[str, str]:
     x, y = rng.sample(KEEPERS, 2)
-    return f"Which number do the codes of what {x} and {y} keep make?", f"{CODES[KEEPS[x]]}{CODES[KEEPS[y]]}"
+    answer = f"{CODES[KEEPS[x]]}{CODES[KEEPS[y]]}"
+    return f"Which number do the codes of what {x} and {y} keep make?", answer
 
 
-FAMILIES = {"compute": (_compute, ("python",)), "recall": (_recall, ()), "relay": (_relay, ())}
-MIX = ("compute", "recall", "compute", "relay")  # half of the questions offer a tool, half are closed book
+FAMILIES = {  # how a question is made, and the tools that it offers
+    "compute": (make_compute, ("python",)),
+    "recall": (make_recall, ()),
+    "relay": (make_relay, ()),
+}
+MIX = ("compute", "recall", "compute", "relay")  # half of the questions offer a tool
 
 
 def held_out(prompt: str) -> bool:
-    """Which side of the split a question is on, by its text alone: a question can never be on both sides.
+    """Which side of the split a question is on, by its text alone: it can't be on both.
 
     >>> held_out("What is 12 * 13 + 100?") == held_out("What is 12 * 13 + 100?")
     True
@@ -88,183 +85,252 @@ def held_out(prompt: str) -> bool:
 
 
 def arithmetic(split: str, seed: int, size: int, mix=MIX) -> list[Question]:
-    """`size` different questions, the families in turn, as in `mix`. split: "train" or "heldout"."""
-    rng, seen, questions = random.Random(f"arithmetic {split} {seed}"), set(), []
+    """`size` different questions, the families in turn as in `mix`; fewer if one is used up.
+
+    split: "train" or "heldout".
+    """
+    rng = random.Random(f"arithmetic {split} {seed}")
+    seen = set()
+    questions = []
     for family in itertools.islice(itertools.cycle(mix), size):
         make, tools = FAMILIES[family]
         for _ in range(10_000):
             prompt, answer = make(rng)
             if prompt not in seen and held_out(prompt) == (split == "heldout"):
                 break
-        else:  # a family is used up: stop here, so that the families stay balanced
-            break
+        else:  # used up: stop here, so that the families stay balanced
+            return questions
         seen.add(prompt)
-        questions.append(Question(f"{family}-{len(questions)}", prompt, str(answer), "math", family, tools))
+        questions.append(
+            Question(
+                id=f"{family}-{len(questions)}",
+                prompt=prompt,
+                answer=str(answer),
+                family=family,
+                tools=tools,
+            )
+        )
     return questions
 
 
-# ---------------------------------------------------------------------------------------------------------- other sets
+def grade(question: Question, text: str) -> float:
+    """The reward of an answer, 0.0 to 1.0. For code questions see `grade_code_answer`."""
+    from benchmarks.math_grading import grade_math, grade_rg
 
-BENCHMARKS = ("aime24", "aime25", "olympiadbench", "math500", "gsm8k", "polaris", "dapo",  # benchmarks.py
-              "humaneval", "mbpp", "livecodebench", "apps", "codecontests")
+    return grade_rg(question, text) if question.kind == "rg" else grade_math(question.answer, text)
+
+
+async def grade_code_answer(sandbox, question: Question, text: str, stop_at_failure: bool) -> float:
+    """The fraction of the tests that the answer's program passes. Raises SandboxError."""
+    from benchmarks.code_grading import grade_program
+    from lib.answers import last_program
+
+    return await grade_program(sandbox, question.tests, last_program(text), stop=stop_at_failure)
+
+
+# ------------------------------------------------------------------------------------- all the sets
+
+BENCHMARKS = (  # benchmarks/datasets.py
+    *("aime24", "aime25", "olympiadbench", "math500", "gsm8k", "polaris", "dapo"),
+    *("humaneval", "mbpp", "livecodebench", "apps", "codecontests"),
+)
 NAMES = ("arithmetic", *BENCHMARKS)
-TRAINING_TESTS = 20  # of a code question: a training reward needs no hundred tests. An evaluation runs all
 MIXTURES = {"paper": "polaris:0.5,apps@introductory:0.35,codecontests:0.15"}
+TRAINING_TESTS = 20  # tests of a code question in training; an evaluation runs all
+MAX_GENERATED = 3000  # questions of a reasoning-gym generator
 
 
-def load(spec: str, split: str = "heldout", seed: int = 0, size: int = 1000, data_dir: str | None = None) -> list[Question]:
-    """The questions of `spec`: names or paths, comma-separated, each with an optional weight (`gsm8k:0.7,arithmetic:0.3`).
+def load(spec: str, split="heldout", seed=0, size=1000, data_dir: str | None = None):
+    """The questions of `spec`, in an order in which every stretch mixes the sets in proportion.
 
-    split: "train" or "heldout" (disjoint by the text of the question), or "all" (benchmarks as they are).
-    size: at most so many questions. The same arguments give the same questions. Raises BadInput.
+    Args:
+        spec: names or paths, comma-separated, each with an optional weight
+            (`gsm8k:0.7,arithmetic:0.3`). -NAME drops questions that are also in the set NAME.
+        split: "train" or "heldout" (disjoint by the text of the question), or "all" (benchmarks as
+            they are).
+        size: max questions. The same arguments give the same questions.
+
+    Raises:
+        UserError: an unknown set, a file that can't be read, no question left.
     """
-    parts = parse_spec(spec)
-    total = sum(weight for _, weight in parts)
-    questions = []
-    for name, weight in parts:
-        share = max(1, round(size * weight / total))
-        found = _load_one(name, split, seed, share, data_dir)
-        if not found:
-            raise BadInput(f"--tasks {name}: no question is left in split {split!r}")
-        questions.append(found[:share])
-    return _interleave(questions)
+    included, excluded = parse_spec(spec)
+    total_weight = sum(weight for _, weight in included)
+    sets = []
+    for name, weight in included:
+        share = max(1, round(size * weight / total_weight))
+        questions = load_set(name, split, seed, share, data_dir)[:share]
+        if not questions:
+            raise UserError(f"--tasks {name}: no question is left in split {split!r}")
+        sets.append(questions)
+    questions = interleave(sets)
+    for name in excluded:
+        questions = without(questions, name, seed, data_dir)
+    return questions
 
 
-def parse_spec(spec: str) -> list[tuple[str, float]]:
+def parse_spec(spec: str) -> tuple[list[tuple[str, float]], list[str]]:
+    """(sets with their weights, sets whose questions are dropped). Raises UserError.
+
+    >>> parse_spec("rg:gcd,leg_counting,gsm8k:0.5,-math500")
+    ([('rg:gcd', 1.0), ('rg:leg_counting', 1.0), ('gsm8k', 0.5)], ['math500'])
     """
-    >>> parse_spec("rg:gcd,leg_counting,gsm8k:0.5")
-    [('rg:gcd', 1.0), ('rg:leg_counting', 1.0), ('gsm8k', 0.5)]
-    """
-    parts, generator = [], False
-    for item in filter(None, (part.strip() for part in MIXTURES.get(spec, spec).split(","))):
+    included, excluded = [], []
+    in_generators = False  # rg:a,b is rg:a,rg:b
+    for name, mixture in MIXTURES.items():
+        spec = re.sub(rf"(?<![^,]){name}(?![^,])", mixture, spec)
+    for item in spec.split(","):
+        item = item.strip()
+        if not item:
+            continue
+        if item.startswith("-"):
+            excluded.append(item[1:])
+            continue
         name, weight = item, 1.0
         if match := re.fullmatch(r"(.+):(-?\d*\.?\d+)", item):
             name, weight = match[1], float(match[2])
-            if weight <= 0:
-                raise BadInput(f"--tasks {item}: the weight must be a positive number")
-        known = name.split("@")[0] in NAMES or name.endswith(".jsonl") or os.sep in name
-        generator = name.startswith("rg:") or (generator and not known)  # rg:a,b is rg:a,rg:b
-        parts.append((name if known or name.startswith("rg:") or not generator else "rg:" + name, weight))
-    if not parts:
-        raise BadInput("--tasks is empty: name a set, for instance arithmetic")
-    return parts
+        if weight <= 0:
+            raise UserError(f"--tasks {item}: the weight must be a positive number")
+        is_file = name.endswith(".jsonl") or os.sep in name
+        is_known = name.split("@")[0] in NAMES or is_file
+        in_generators = name.startswith("rg:") or (in_generators and not is_known)
+        if in_generators and not name.startswith("rg:"):
+            name = "rg:" + name
+        included.append((name, weight))
+    if not included:
+        raise UserError("--tasks is empty: name a set, for instance arithmetic")
+    return included, excluded
 
 
-def _load_one(name, split, seed, size, data_dir):
+def load_set(name: str, split: str, seed: int, size: int, data_dir: str | None) -> list[Question]:
     if name == "arithmetic":
         return arithmetic("train" if split == "train" else "heldout", seed, size)
     if name.startswith("rg:"):
-        return _reasoning_gym(name[3:], split, seed, size)
+        return load_generator(name[3:], split, seed, min(size, MAX_GENERATED))
     if name.split("@")[0] in BENCHMARKS:
-        return _benchmark(name, split, seed, size, data_dir)
-    if os.path.exists(name) or name.endswith(".jsonl") or os.sep in name:
-        rows = read_jsonl(pathlib.Path(name))
-    else:
-        raise BadInput(f"--tasks {name}: unknown; one of {', '.join(NAMES)}, rg:GENERATOR, or a path to a .jsonl file")
-    questions = [_from_row(row, f"{name}:{number}", name) for number, row in enumerate(rows, 1)]
-    unique = _side(list({question.prompt: question for question in questions}.values()), split)
-    return random.Random(f"{name} {seed}").sample(unique, min(size, len(unique)))
+        return load_benchmark(name, split, seed, size, data_dir)
+    if not (os.path.exists(name) or name.endswith(".jsonl") or os.sep in name):
+        names = ", ".join(NAMES)
+        raise UserError(
+            f"--tasks {name}: unknown; one of {names}, rg:GENERATOR, or a path to a .jsonl file"
+        )
+    questions = {}
+    for number, row in enumerate(read_jsonl(pathlib.Path(name)), 1):
+        question = question_of_row(row, f"{name}:{number}", name)
+        questions[question.prompt] = question
+    candidates = side_of(split, list(questions.values()))
+    return random.Random(f"{name} {seed}").sample(candidates, min(size, len(candidates)))
 
 
-def _side(questions, split):
-    return [question for question in questions if split == "all" or held_out(question.prompt) == (split == "heldout")]
+def side_of(split: str, questions: list[Question]) -> list[Question]:
+    if split == "all":
+        return questions
+    return [q for q in questions if held_out(q.prompt) == (split == "heldout")]
 
 
-def _benchmark(name, split, seed, size, data_dir):
-    """A published set: all of its test questions, or one side of its training questions (of a set without any, of the test questions)."""
-    import benchmarks
-    source = benchmarks.SOURCES[name.split("@")[0]]
-    questions, skipped = benchmarks.read(name, "test" if split == "all" else "train", data_dir, size * (1 if split == "all" else 5), seed)
-    if skipped:
-        log.info(f"{name}: {len(questions)} questions; rows left out: " + ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()))
-    if split == "train" and "train" not in source.splits:
-        log.info(f"{name} has no training split: its test questions are trained on")
-    if split == "train":
-        questions = [replace(question, tests=question.tests and question.tests.capped(TRAINING_TESTS)) for question in questions]
-    return _side(questions, split)[:size]
-
-
-def read_jsonl(path: pathlib.Path, whole_lines: bool = False) -> list[dict]:
-    """The rows of a JSONL file. whole_lines: without a last line that has no end. Raises BadInput with the file and the line that is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = (text[:text.rfind("\n") + 1] if whole_lines else text).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {error.strerror if isinstance(error, OSError) else 'not a UTF-8 text file'}") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        rows.append(parse_row(path, number, line))
-    if not rows:
-        raise BadInput(f"{path}: the file has no rows")
-    return rows
-
-
-def parse_row(path: pathlib.Path, number: int, line: str) -> dict:
-    """The row that a line of a JSONL file holds. Raises BadInput."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise BadInput(f"{path}, line {number}: a row must be a JSON object")
-    return row
-
-
-def _from_row(row, where, family):
+def question_of_row(row: dict, where: str, family: str) -> Question:
+    """A question of a user's file. Raises UserError that names the row and what it lacks."""
     prompt = next((row[key] for key in ("question", "problem", "prompt") if row.get(key)), None)
-    answer = next((row[key] for key in ("final_answer", "answer", "solution") if row.get(key) is not None), None)
-    if not isinstance(prompt, str) or answer is None:
-        missing = "question (or problem, prompt)" if not isinstance(prompt, str) else "answer (or final_answer)"
-        raise BadInput(f"{where}: no column {missing}; the row has {', '.join(sorted(row)) or 'none'}")
-    if isinstance(row.get("solution"), str) and answer == row["solution"]:
+    answer_keys = ("final_answer", "answer", "solution")
+    answer_key = next((key for key in answer_keys if row.get(key) is not None), None)
+    columns = ", ".join(sorted(row)) or "none"
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: no column question (or problem, prompt); the row has {columns}")
+    if answer_key is None:
+        raise UserError(f"{where}: no column answer (or final_answer); the row has {columns}")
+    answer = row[answer_key]
+    if isinstance(answer, str) and answer == row.get("solution"):
         answer = last_boxed(answer) or answer  # a worked solution: its box is the answer
     if isinstance(answer, list):
-        answer = ",".join(map(str, answer))
+        answer = ",".join(str(value) for value in answer)
     answer = str(answer).split("####")[-1].strip()  # GSM8K keeps the answer behind ####
-    family = pathlib.Path(family).stem if family.endswith(".jsonl") else family
-    return Question(str(row.get("id", hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12])), prompt, answer, "math", family)
+    name = hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12]
+    if family.endswith(".jsonl"):
+        family = pathlib.Path(family).stem
+    return Question(str(row.get("id", name)), prompt, answer, "math", family)
 
 
-def _reasoning_gym(name, split, seed, size):
+def load_benchmark(name, split, seed, size, data_dir) -> list[Question]:
+    """A published set: all of its test questions, or one side of its training questions.
+
+    A set without a training split gives a side of its test questions.
+    """
+    from benchmarks import datasets
+
+    source = datasets.SOURCES[name.split("@")[0]]
+    if split == "all":
+        questions, skipped = datasets.read(name, "test", data_dir, size, seed)
+    else:  # a quarter of the training questions is held out
+        questions, skipped = datasets.read(name, "train", data_dir, 5 * size, seed)
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        log.info(f"{name}: {len(questions)} questions; rows left out: {reasons}")
+    if split == "train":
+        if "train" not in source.splits:
+            log.info(f"{name} has no training split: its test questions are trained on")
+        for i, question in enumerate(questions):
+            if question.tests:
+                questions[i] = replace(question, tests=question.tests.capped(TRAINING_TESTS))
+    return side_of(split, questions)[:size]
+
+
+def load_generator(name: str, split: str, seed: int, size: int) -> list[Question]:
+    """Questions of a reasoning-gym generator."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
+
+    from benchmarks.math_grading import REFUSED
+
     if name not in DATASETS:
-        raise BadInput(f"--tasks rg:{name}: reasoning-gym has no generator of that name")
+        raise UserError(f"--tasks rg:{name}: reasoning-gym has no generator of that name")
     if name in REFUSED:
-        raise BadInput(f"--tasks rg:{name}: its scorer runs the answer as code; not with answers of a model")
-    questions, wanted = {}, split != "train"
+        raise UserError(f"--tasks rg:{name}: its scorer would run a model's answer as code")
+    questions = {}
     for entry in reasoning_gym.create_dataset(name, seed=seed, size=min(20 * size, 20_000)):
-        if held_out(entry["question"]) == wanted and entry["question"] not in questions:
-            questions[entry["question"]] = Question(f"{name}-{len(questions)}", entry["question"], str(entry["answer"]), "rg",
-                                                    f"rg:{name}", entry=entry | {"generator": name})
+        prompt = entry["question"]
+        if held_out(prompt) == (split != "train") and prompt not in questions:
+            questions[prompt] = Question(
+                id=f"{name}-{len(questions)}",
+                prompt=prompt,
+                answer=str(entry["answer"]),
+                kind="rg",
+                family=f"rg:{name}",
+                entry=entry | {"generator": name},
+            )
         if len(questions) == size:
             break
     return list(questions.values())
 
 
-def without(questions: list[Question], exclude: str, seed: int = 0, data_dir: str | None = None) -> list[Question]:
-    """`questions` without those whose text is, but for small changes, in the evaluation sets of the spec `exclude`."""
-    if not exclude:
-        return questions
-    import benchmarks
-    others = benchmarks.Shingles(question.prompt for question in load(exclude, "all", seed, 1 << 30, data_dir))
-    kept = [question for question in questions if not benchmarks.overlap(question.prompt, others)]
-    log.info(f"--exclude {exclude}: {len(questions) - len(kept)} of {len(questions)} questions dropped")
-    if not kept:
-        raise BadInput(f"--exclude {exclude}: no question is left")
-    return kept
+def without(questions: list[Question], name: str, seed: int, data_dir: str | None):
+    """`questions` without near-duplicates of the questions of another set. Raises UserError."""
+    from benchmarks.datasets import Shingles, overlap
+
+    others = load_set(name, "all", seed, 1 << 30, data_dir)
+    shingles = Shingles(question.prompt for question in others)
+    left = [question for question in questions if not overlap(question.prompt, shingles)]
+    num_dropped = len(questions) - len(left)
+    log.info(f"-{name}: {num_dropped} of {len(questions)} questions dropped")
+    if not left:
+        raise UserError(f"--tasks -{name}: no question is left")
+    return left
 
 
 def shuffled(questions: list[Question], seed: str) -> list[Question]:
-    """The questions in a random order in which every stretch holds the families in proportion."""
+    """A random order in which every stretch holds the families in proportion."""
     rng = random.Random(seed)
-    parts = [[q for q in questions if q.family == family] for family in dict.fromkeys(q.family for q in questions)]
-    return _interleave([rng.sample(part, len(part)) for part in parts])
+    families = {}
+    for question in questions:
+        families.setdefault(question.family, []).append(question)
+    return interleave([rng.sample(members, len(members)) for members in families.values()])
 
 
-def _interleave(lists):
-    """Merge so that every stretch holds the lists in proportion to their lengths."""
-    places = sorted(((i + 0.5) / len(part), number, i) for number, part in enumerate(lists) for i in range(len(part)))
-    return [lists[number][i] for _, number, i in places]
+def interleave(lists: list[list]) -> list:
+    """Merge so that every stretch holds the lists in proportion to their lengths.
+
+    >>> interleave([["a", "b", "c", "d"], ["x", "y"]])
+    ['a', 'x', 'b', 'c', 'y', 'd']
+    """
+    places = []
+    for number, items in enumerate(lists):
+        places += [((i + 0.5) / len(items), number, i) for i in range(len(items))]
+    return [lists[number][i] for _, number, i in sorted(places)]

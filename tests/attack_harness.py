@@ -1,4 +1,5 @@
-"""Runs every attack at one level, as whoever starts it, and says what was not contained. Standard library only.
+"""Runs every attack at one level, as whoever starts it, and says what was not contained. Standard
+library only.
 
     python attack_harness.py LEVEL [FOLDER OF ATTACK FILES]      prints one JSON object: {"ran": n, "problems": [...], ...}
 
@@ -7,6 +8,7 @@ nothing secret is in any output; nobody called at the listeners; no file, mode o
 shared temporary folders changed; no process, mount or shared memory is left; this process has its priority, affinity,
 limits and memory; and a clean run right afterwards works.
 """
+
 import asyncio
 import json
 import os
@@ -36,7 +38,11 @@ def read(folder):
     for path in sorted(pathlib.Path(folder).glob("*.py")):
         code = path.read_text(errors="surrogateescape")
         mode = re.search(r"# mode: (\w+)", code)[1]
-        found[path.stem] = (mode, re.search(r"# expect: (\S+)", code)[1], (SHIM if mode == "mas" and "mas." in code else "") + code)
+        found[path.stem] = (
+            mode,
+            re.search(r"# expect: (\S+)", code)[1],
+            (SHIM if mode == "mas" and "mas." in code else "") + code,
+        )
     return found
 
 
@@ -48,10 +54,28 @@ def snapshot(*folders):
             info = path.lstat()
             content = path.read_bytes() if stat.S_ISREG(info.st_mode) else b""
             files[str(path)] = (info.st_mode, info.st_mtime_ns, info.st_nlink, content)
-    shared = {folder: sorted(name for name in os.listdir(folder) if "pytest" not in name and not name.startswith("pip-")) for folder in ("/tmp", "/var/tmp", "/dev/shm")}
+    shared = {
+        folder: sorted(
+            name
+            for name in os.listdir(folder)
+            if "pytest" not in name and not name.startswith("pip-")
+        )
+        for folder in ("/tmp", "/var/tmp", "/dev/shm")
+    }
     memory = pathlib.Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
-    me = (os.getpriority(os.PRIO_PROCESS, 0), sorted(os.sched_getaffinity(0)), resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU))
-    return {"files": files, "shared folders": shared, "mounts": pathlib.Path("/proc/self/mounts").read_text(), "shared memory": memory, "own process": me}
+    me = (
+        os.getpriority(os.PRIO_PROCESS, 0),
+        sorted(os.sched_getaffinity(0)),
+        resource.getrlimit(resource.RLIMIT_AS),
+        resource.getrlimit(resource.RLIMIT_CPU),
+    )
+    return {
+        "files": files,
+        "shared folders": shared,
+        "mounts": pathlib.Path("/proc/self/mounts").read_text(),
+        "shared memory": memory,
+        "own process": me,
+    }
 
 
 def jails():
@@ -101,7 +125,9 @@ async def talk(sandbox, code):
                 session.kill("protocol")
                 break
             said += asks
-            await session.send({"replies": [{"id": len(said) - 1, "text": "said", "answer": None}] * len(asks)})
+            await session.send(
+                {"replies": [{"id": len(said) - 1, "text": "said", "answer": None}] * len(asks)}
+            )
     except ProtocolError:
         pass
     if submitted:
@@ -115,7 +141,9 @@ async def attack(sandbox, mode, code):
         return await talk(sandbox, code)
     if mode == "call":
         arguments = re.search(r"# args: (.+)", code)
-        outcome, results = await call(sandbox, code, "f", json.loads(arguments[1]) if arguments else [[]], LIMITS)
+        outcome, results = await call(
+            sandbox, code, "f", json.loads(arguments[1]) if arguments else [[]], LIMITS
+        )
         if len(json.dumps(results)) > 8 << 20:
             return outcome, "too large a result"
         return outcome, outcome.status
@@ -125,7 +153,10 @@ async def attack(sandbox, mode, code):
 
 async def main(level, folders):
     os.environ["API_TOKEN"] = CANARY
-    attacks = {**ATTACKS, **{name: found for folder in folders for name, found in read(folder).items()}}
+    attacks = {
+        **ATTACKS,
+        **{name: found for folder in folders for name, found in read(folder).items()},
+    }
     problems, statuses, late = [], {}, 0.0
     others = jails()
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +167,13 @@ async def main(level, folders):
         (home / ".bashrc").write_text(CANARY)
         (project / "truth.json").write_text(CANARY)
         port, hits = listen(home)
-        filled = {"@PPID@": str(os.getpid()), "@PROJ@": str(project), "@HOME@": str(home), "@TRUTH@": str(project / "truth.json"), "@PORT@": str(port)}
+        filled = {
+            "@PPID@": str(os.getpid()),
+            "@PROJ@": str(project),
+            "@HOME@": str(home),
+            "@TRUTH@": str(project / "truth.json"),
+            "@PORT@": str(port),
+        }
         before = snapshot(project, home)
         async with Sandbox(level) as sandbox:
             await asyncio.gather(*(sandbox.run("pass") for _ in range(20)))
@@ -168,15 +205,39 @@ async def main(level, folders):
                 break
             time.sleep(0.02)
         after = snapshot(project, home)
-    problems += [f"{what} changed: {difference(before[what], after[what])}" for what in before if before[what] != after[what]]
-    problems += [f"processes left: {jails() - others}"] * bool(jails() - others) + [f"listeners reached: {hits}"] * bool(hits)
-    problems += [f"this process grew by {grown >> 20} MB"] * (grown > 64 << 20) + [f"{late:.1f} s over the limit"] * (late > 1)
-    print(json.dumps({"level": sandbox.level, "uid": os.getuid(), "ran": len(attacks), "problems": problems, "late": round(late, 3), "grown": grown, "statuses": statuses}))
+    problems += [
+        f"{what} changed: {difference(before[what], after[what])}"
+        for what in before
+        if before[what] != after[what]
+    ]
+    problems += [f"processes left: {jails() - others}"] * bool(jails() - others) + [
+        f"listeners reached: {hits}"
+    ] * bool(hits)
+    problems += [f"this process grew by {grown >> 20} MB"] * (grown > 64 << 20) + [
+        f"{late:.1f} s over the limit"
+    ] * (late > 1)
+    print(
+        json.dumps(
+            {
+                "level": sandbox.level,
+                "uid": os.getuid(),
+                "ran": len(attacks),
+                "problems": problems,
+                "late": round(late, 3),
+                "grown": grown,
+                "statuses": statuses,
+            }
+        )
+    )
 
 
 def difference(before, after):
     if isinstance(before, dict):
-        return {key: difference(before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
+        return {
+            key: difference(before.get(key), after.get(key))
+            for key in {**before, **after}
+            if before.get(key) != after.get(key)
+        }
     if isinstance(before, list) and isinstance(after, list):
         return f"gone {sorted(set(before) - set(after))}, new {sorted(set(after) - set(before))}"
     return str(before)[-300:], str(after)[-300:]

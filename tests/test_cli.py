@@ -1,4 +1,5 @@
 """Bad input: one clear line, exit code 2, no traceback, nothing half-written."""
+
 import dataclasses
 import json
 import subprocess
@@ -7,14 +8,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-import cli
 import eval as evaluation
-import experiments
-import pages
-import runs
 import sandbox
 import sft
 import train
+from config import PRESETS, Config
+from data_types import UserError
+from experiments import run as experiments
+from lib import cli, launch
+from viewer import pages
 
 
 @pytest.fixture
@@ -24,8 +26,12 @@ def files(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "list.jsonl").write_text("[1, 2]\n")
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "caf\xe9"}\n')
-    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(5)))
-    (tmp_path / "samples.jsonl").write_text('{"role": "judge", "messages": [], "completion": "x"}\n')
+    (tmp_path / "few.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(5))
+    )
+    (tmp_path / "samples.jsonl").write_text(
+        '{"role": "judge", "messages": [], "completion": "x"}\n'
+    )
     (tmp_path / "emptymodel").mkdir()
     (tmp_path / "few.gguf").write_bytes(b"GGUF but nothing else")
     bare = tmp_path / "notemplate"
@@ -36,9 +42,12 @@ def files(tmp_path):
     settings = json.loads((bare / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
-    for name, content in (("corrupt", b"not a checkpoint"), ("cut", (ROOT / "tiny" / "model.safetensors").read_bytes()[:1000])):
+    for name, content in (
+        ("corrupt", b"not a checkpoint"),
+        ("cut", (ROOT / "tiny" / "model.safetensors").read_bytes()[:1000]),
+    ):
         (tmp_path / name / "checkpoint").mkdir(parents=True)
-        (tmp_path / name / "config.json").write_text(json.dumps(dataclasses.asdict(train.Config())))
+        (tmp_path / name / "config.json").write_text(json.dumps(dataclasses.asdict(Config())))
         (tmp_path / name / "checkpoint" / "trainer.pt").write_bytes(content)
     return tmp_path
 
@@ -77,10 +86,13 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--policies two --engine vllm", "--policies"),
     (train, "--gpu-memory 1.5", "--gpu-memory"),
     (train, "--tis -1", "--tis"),
-    (train, "--dual-clip 0.5", "--dual-clip"),
-    (train, "--dry-run --gpus -8", "--gpus"),
+    (train, "--clip 0 0.2", "--clip"),
+    (train, "--dry-run 8", "--dry-run"),
+    (train, "--dry-run 0x80", "--dry-run"),
+    (train, "--sandbox seccomp", "seccomp"),
+    (train, "--tasks arithmetic,-nonsense", "nonsense"),
     (train, "--out {}/notemplate", "not a run's"),
-    (train, "--model {}/nowhere --dry-run", "nowhere"),
+    (train, "--model {}/nowhere --dry-run 8x80", "nowhere"),
     (train, "--model {}/few.gguf", "few.gguf"),
     (evaluation, "--modes single,guess", "guess"),
     (evaluation, "--limit 0", "--limit"),
@@ -110,7 +122,11 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
 ]
 
 
-@pytest.mark.parametrize("program, arguments, names", BAD, ids=[f"{program.__name__} {arguments}" for program, arguments, _ in BAD])
+@pytest.mark.parametrize(
+    "program, arguments, names",
+    BAD,
+    ids=[f"{program.__name__} {arguments}" for program, arguments, _ in BAD],
+)
 def test_bad_input_is_one_line_and_exit_2(program, arguments, names, files, monkeypatch, capsys):
     if program is train and "--out" not in arguments and "--resume" not in arguments:
         arguments += " --out {}/run"
@@ -118,10 +134,16 @@ def test_bad_input_is_one_line_and_exit_2(program, arguments, names, files, monk
     monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *argv])
     monkeypatch.chdir(files)
     with pytest.raises(SystemExit) as stop:
-        cli.run_file() if program is sandbox else cli.command(program.main)
+        cli.command(program.main)
     said = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(said) == 1 and names in said[0] and "Traceback" not in said[0], said
-    assert not list(files.glob("**/*.tmp")) and not (files / "run" / "checkpoint").exists() and not (files / "m").exists()
+    assert (
+        stop.value.code == 2 and len(said) == 1 and names in said[0] and "Traceback" not in said[0]
+    ), said
+    assert (
+        not list(files.glob("**/*.tmp"))
+        and not (files / "run" / "checkpoint").exists()
+        and not (files / "m").exists()
+    )
 
 
 def test_vllm_that_is_not_installed_is_one_line(files, monkeypatch, capsys):
@@ -134,15 +156,24 @@ def test_vllm_that_is_not_installed_is_one_line(files, monkeypatch, capsys):
 
 
 def test_batch_sizes_must_divide():
-    runs.check(train.Config(questions=12), world=4)
-    with pytest.raises(train.tasks.BadInput, match="--questions 12 does not divide by the 8 ranks; try 16"):
-        runs.check(train.Config(questions=12), world=8)
+    launch.check(Config(questions=12), world=4)
+    with pytest.raises(UserError, match="--questions 12 does not divide by the 8 ranks; try 16"):
+        launch.check(Config(questions=12), world=8)
 
 
 def test_it_holds_for_the_real_process_too(tmp_path):
     for arguments in (["train.py", "--stepps", "3"], ["eval.py", "--tasks", "nonsense"]):
-        process = subprocess.run([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], capture_output=True, text=True, cwd=tmp_path)
-        assert process.returncode == 2 and process.stdout == "" and len(process.stderr.strip().splitlines()) == 1, process
+        process = subprocess.run(
+            [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert (
+            process.returncode == 2
+            and process.stdout == ""
+            and len(process.stderr.strip().splitlines()) == 1
+        ), process
 
 
 def test_an_unknown_flag_gets_a_suggestion(monkeypatch, capsys):
@@ -154,14 +185,18 @@ def test_an_unknown_flag_gets_a_suggestion(monkeypatch, capsys):
 
 def test_help_shows_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.flags(train.Config, ["--help"], "x")
+        cli.flags(Config, ["--help"], "x")
     text = capsys.readouterr().out
     assert not stop.value.code and "--phase-steps" in text and "default: 10" in text
 
 
+def resolve(*argv):
+    return launch.resolve(Config, [str(argument) for argument in argv], "", PRESETS)
+
+
 def test_flags_of_a_resumed_run_can_not_change(tmp_path):
-    runs.open_folder(train.Config(questions=3, out=str(tmp_path)), 0)
-    same = runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--steps", "7"], "", train.PRESETS)
+    launch.open_folder(Config(questions=3, out=str(tmp_path)), 0)
+    same = resolve("--out", tmp_path, "--resume", "--steps", 7)
     assert (same.questions, same.steps) == (3, 7)
-    with pytest.raises(train.tasks.BadInput, match="--questions"):
-        runs.resolve(train.Config, ["--out", str(tmp_path), "--resume", "--questions", "4"], "", train.PRESETS)
+    with pytest.raises(UserError, match="--questions"):
+        resolve("--out", tmp_path, "--resume", "--questions", 4)

@@ -1,21 +1,24 @@
 """Every formula of credit.py against numbers worked out by hand."""
+
 import math
 
 import pytest
 import torch
 
 import credit
-from credit import designer_advantages, executor_advantages, policy_loss, trained_roles, variance_split
+from credit import designer_advantages, executor_advantages, policy_loss, trained_roles
 
 R = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])  # one question, two designs, two executions
 
 
-def close(found, expected):
-    assert torch.allclose(torch.as_tensor(found), torch.as_tensor(expected), atol=2e-5), (found, expected)
+def close(value, expected):
+    expected = torch.as_tensor(expected)
+    assert torch.allclose(torch.as_tensor(value), expected, atol=2e-5), (value, expected)
 
 
 def test_designer_advantages_by_hand():
-    # r = (1/2, 1): mean 3/4, std (ddof 1) = sqrt(2 / 16) = 0.353553; (1/2 - 3/4) / 0.353553 = -0.707107
+    # r = (1/2, 1): mean 3/4, std (ddof 1) = sqrt(2 / 16) = 0.353553.
+    # (1/2 - 3/4) / 0.353553 = -0.707107
     close(designer_advantages(R), [[-0.707105, 0.707105]])
     close(designer_advantages(R, norm="none"), [[-0.25, 0.25]])
 
@@ -48,27 +51,42 @@ def test_a_design_without_a_valid_execution_takes_no_part():
 def test_what_a_design_is_credited_with():
     rewards = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]])
     close(designer_advantages(rewards), [[0.0, 0.999998, -0.999998]])  # r = (1/2, 1, 0), std 1/2
-    close(designer_advantages(rewards, credit="single"), [[0.577349, 0.577349, -1.154699]])  # r = (1, 1, 0), std sqrt(1/3)
-    close(designer_advantages(rewards, credit="shared"), [[0.0, 0.912869, -0.912869]])  # executions: half a point from the mean, std sqrt(0.3)
+    # r = (1, 1, 0), std sqrt(1/3)
+    single = designer_advantages(rewards, credit="single")
+    close(single, [[0.577349, 0.577349, -1.154699]])
+    # Executions: half a point from the mean, std sqrt(0.3).
+    close(designer_advantages(rewards, credit="shared"), [[0.0, 0.912869, -0.912869]])
+    # The second has no first execution.
     valid = torch.tensor([[[True, False], [False, True], [True, True]]])
-    close(designer_advantages(rewards, valid, credit="single"), [[0.707106, 0.0, -0.707106]])  # the second has no first execution
+    single = designer_advantages(rewards, valid, credit="single")
+    close(single, [[0.707106, 0.0, -0.707106]])
     with pytest.raises(ValueError, match="credit"):
         designer_advantages(rewards, credit="all")
 
 
-@pytest.mark.parametrize("rewards", [
-    torch.full((2, 3, 4), 0.1), torch.full((1, 4, 4), 1 / 3), torch.ones(1, 1, 1), torch.zeros(3, 2, 2),
-    torch.tensor([[[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.3, 0.1]]])], ids=str)
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        torch.full((2, 3, 4), 0.1),
+        torch.full((1, 4, 4), 1 / 3),
+        torch.ones(1, 1, 1),
+        torch.zeros(3, 2, 2),
+        torch.tensor([[[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.3, 0.1]]]),
+    ],
+    ids=str,
+)
 def test_equals_and_singles_are_exact_zeros(rewards):
     assert torch.equal(designer_advantages(rewards), torch.zeros(rewards.shape[:2]))
     if len(set(rewards.flatten().tolist())) == 1:
         for group in ("question", "design"):
-            assert torch.equal(executor_advantages(rewards, group=group), torch.zeros(rewards.shape))
+            advantages = executor_advantages(rewards, group=group)
+            assert torch.equal(advantages, torch.zeros(rewards.shape))
 
 
 def test_a_group_of_one_is_zero_in_its_own_direction():
     assert not designer_advantages(torch.tensor([[[1.0, 0.0]]])).any()  # one design
-    assert not executor_advantages(torch.tensor([[[1.0], [0.0]]]), group="design").any()  # one execution each
+    one_execution_each = torch.tensor([[[1.0], [0.0]]])
+    assert not executor_advantages(one_execution_each, group="design").any()
 
 
 def test_bad_arguments_are_errors():
@@ -84,72 +102,89 @@ def test_bad_arguments_are_errors():
 
 def test_inputs_are_not_changed_and_lists_are_welcome():
     before = R.clone()
-    designer_advantages(R), executor_advantages(R), variance_split(R)
+    designer_advantages(R)
+    executor_advantages(R)
     assert torch.equal(R, before)
     close(designer_advantages([[[1, 0], [1, 1]]]), [[-0.707105, 0.707105]])
 
 
-def test_variance_split_by_hand():
-    # means 1/2 and 1 around 3/4: between 1/16; within (1/4 + 1/4 + 0 + 0) / 4 = 1/8; total 3/16 = p (1 - p) at p = 3/4
-    between, within = variance_split(R)
-    assert (between, within) == pytest.approx((1 / 16, 1 / 8)) and between + within == pytest.approx(3 / 16)
-
-
-@pytest.mark.parametrize("ratio, advantage, expected", [
-    (1.0, 2.0, -2.0), (1.5, 1.0, -1.2), (1.5, -1.0, 1.5), (0.5, 1.0, -0.5), (0.5, -1.0, 0.8), (1.1, 1.0, -1.1)])
+@pytest.mark.parametrize(
+    "ratio, advantage, expected",
+    [
+        (1.0, 2.0, -2.0),
+        (1.5, 1.0, -1.2),
+        (1.5, -1.0, 1.5),
+        (0.5, 1.0, -0.5),
+        (0.5, -1.0, 0.8),
+        (1.1, 1.0, -1.1),
+    ],
+)
 def test_clipped_loss_by_hand(ratio, advantage, expected):
-    loss, _ = policy_loss(torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]))
+    loss, _ = policy_loss(
+        torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage])
+    )
     close(loss, [expected])
 
 
 def test_clip_high_and_dual_clip_by_hand():
     one = torch.ones(1)
-    close(policy_loss(torch.tensor([math.log(1.5)]), torch.zeros(1), one, clip_high=0.3)[0], [-1.3])
-    close(policy_loss(torch.tensor([math.log(5.0)]), torch.zeros(1), -one)[0], [5.0])
-    close(policy_loss(torch.tensor([math.log(5.0)]), torch.zeros(1), -one, dual_clip=3.0)[0], [3.0])
-    close(policy_loss(torch.tensor([math.log(1.1)]), torch.zeros(1), -one, dual_clip=3.0)[0], [1.1])
+
+    def loss(ratio, advantages, **options):
+        logprobs = torch.tensor([math.log(ratio)])
+        return policy_loss(logprobs, torch.zeros(1), advantages, **options)[0]
+
+    close(loss(1.5, one, clip=(0.2, 0.3)), [-1.3])
+    close(loss(5.0, -one), [5.0])
+    close(loss(5.0, -one, dual_clip=3.0), [3.0])
+    close(loss(1.1, -one, dual_clip=3.0), [1.1])
 
 
 def test_kl_term_by_hand():
     # reference twice as likely: exp(log 2) - log 2 - 1 = 0.306853, and equal policies cost nothing
     logprobs = torch.tensor([math.log(0.25), math.log(0.5)])
-    loss, _ = policy_loss(logprobs, logprobs, torch.zeros(2), ref_logprobs_K=torch.tensor([math.log(0.5)] * 2), kl=0.1)
-    close(loss, [0.0306853, 0.0])
+    reference = torch.tensor([math.log(0.5)] * 2)
+    close(credit.kl_penalty(logprobs, reference), [0.306853, 0.0])
 
 
 def test_statistics_by_hand():
     logprobs = torch.tensor([1.5, 0.5, 1.0]).log()
     _, statistics = policy_loss(logprobs, torch.zeros(3), torch.tensor([1.0, 1.0, 1.0]))
-    assert statistics["clip_frac"].item() == 1  # only the ratio 1.5 with a positive advantage is clipped
+    # Only the ratio 1.5 with a positive advantage is clipped.
+    assert statistics["clip_frac"].item() == 1
     assert statistics["ratio"].item() == pytest.approx(3.0)
-    assert statistics["approx_kl"].item() == pytest.approx(sum(r - 1 - math.log(r) for r in (1.5, 0.5, 1.0)), abs=1e-6)
+    approx_kl = sum(ratio - 1 - math.log(ratio) for ratio in (1.5, 0.5, 1.0))
+    assert statistics["approx_kl"].item() == pytest.approx(approx_kl, abs=1e-6)
 
 
 def test_gradient_of_the_loss_is_the_policy_gradient():
-    """On policy the gradient with respect to a log-probability is -advantage; where the clip binds it is zero."""
+    """On policy the gradient with respect to a log-probability is -advantage; where the clip binds
+    it is zero."""
     logprobs = torch.zeros(3, requires_grad=True)
-    policy_loss(logprobs, torch.tensor([0.0, 0.0, -1.0]), torch.tensor([2.0, -3.0, 1.0]))[0].sum().backward()
+    old, advantages = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([2.0, -3.0, 1.0])
+    loss, _ = policy_loss(logprobs, old, advantages)
+    loss.sum().backward()
     close(logprobs.grad, [-2.0, 3.0, 0.0])
 
 
 def test_stage_schedule():
-    roles = ["".join(sorted(role[0] for role in trained_roles(step, phase_steps=2))) for step in range(6)]
-    assert roles == ["e", "e", "d", "d", "e", "e"]
-    assert trained_roles(0, phase_steps=2, first="designer") == {"designer"}
+    roles = [trained_roles(step, phase_steps=2) for step in range(6)]
+    executor, designer = {"executor"}, {"designer"}
+    assert roles == [executor, executor, designer, designer, executor, executor]
     assert trained_roles(7, "both") == {"designer", "executor"}
-    assert trained_roles(7, "designer") == {"designer"} and trained_roles(7, "executor") == {"executor"}
-    assert trained_roles(29) == {"executor"} and trained_roles(30) == {"designer"} and trained_roles(60) == {"executor"}
+    assert trained_roles(7, "designer") == designer and trained_roles(7, "executor") == executor
+    assert [trained_roles(step) for step in (29, 30, 60)] == [executor, designer, executor]
 
 
 def test_the_worked_example_shows_its_numbers():
     text = credit.worked_example()
-    for number in ("[[0.5, 1.0], [0.0, 0.0]]", "0.7070", "-1.5", "0.0312", "0.0625"):
+    for number in ("[[0.5, 1.0], [0.0, 0.0]]", "0.7070", "-1.5"):
         assert number in text
 
 
 def test_truncated_importance_sampling_corrects_for_the_sampler():
-    """Tokens come from q, the model that is trained is p. Expected gradients, summed exactly over four tokens: with the weights it is the gradient of
-    the expected advantage under p; without any correction, or with clipping against q alone, it is another one."""
+    """Tokens come from q, the model that is trained is p. Expected gradients, summed exactly over
+    four tokens: with the weights it is the gradient of the expected advantage under p; without any
+    correction, or with clipping against q alone, it is another one."""
     logits = torch.tensor([0.5, -0.2, 0.1, -0.7], dtype=torch.float64, requires_grad=True)
     log_q = (logits.detach() + torch.tensor([-0.9, 0.6, 0.3, 0.0])).log_softmax(0)
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.3], dtype=torch.float64)
@@ -162,10 +197,11 @@ def test_truncated_importance_sampling_corrects_for_the_sampler():
     errors = {}
     for cap in (10.0, 1.2):
         weights = credit.importance_weights(log_p, log_q, cap)
-        loss, _ = credit.policy_loss(log_p, log_p.detach(), advantages, weights_K=weights)
-        errors[cap] = (gradient(loss, log_q.exp()) - exact).norm() / exact.norm()
+        loss, _ = policy_loss(log_p, log_p.detach(), advantages)
+        errors[cap] = (gradient(weights * loss, log_q.exp()) - exact).norm() / exact.norm()
     uncorrected, _ = credit.policy_loss(log_p, log_p.detach(), advantages)
     errors["none"] = (gradient(uncorrected, log_q.exp()) - exact).norm() / exact.norm()
     clipped, _ = credit.policy_loss(log_p, log_q, advantages)
     errors["clip"] = (gradient(clipped, log_q.exp()) - exact).norm() / exact.norm()
-    assert errors[10.0] < 1e-12 < errors[1.2] < min(errors["none"], errors["clip"]) and min(errors["none"], errors["clip"]) > 0.1
+    others = min(errors["none"], errors["clip"])
+    assert errors[10.0] < 1e-12 < errors[1.2] < others and others > 0.1

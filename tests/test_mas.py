@@ -1,9 +1,10 @@
-"""The building blocks, with agents whose replies are given: each block does what its docstring says."""
+"""The building blocks, with agents whose replies are given: each does what its docstring says."""
+
 import pytest
 
 import mas
 from mas import Agent, Reply, ask_all, debate, judge, reflect, route, submit, vote
-from tasks import final_answer
+from lib.answers import final_answer
 
 
 @pytest.fixture
@@ -40,7 +41,12 @@ A, B, C, J = (Agent(name, "instructions") for name in "ABCJ")
 def test_a_reply_is_a_string_with_an_answer(said):
     said(A=["I think \\boxed{4}"])
     reply = A("2+2?")
-    assert reply == "I think \\boxed{4}" and reply.answer == "4" and reply.agent == "A" and isinstance(reply, Reply)
+    assert (
+        reply == "I think \\boxed{4}"
+        and reply.answer == "4"
+        and reply.agent == "A"
+        and isinstance(reply, Reply)
+    )
 
 
 def test_ask_all_takes_one_text_or_one_each(said):
@@ -67,7 +73,11 @@ def test_vote_ignores_replies_without_an_answer(said):
 
 def test_the_judge_of_a_vote_is_asked_only_on_a_tie(said):
     asked = said(A=box(1, 1), B=box(2, 1), J=box(2))
-    assert vote([A, B], "q", judge=J).answer == "2" and asked[-1][0] == "J" and "\\boxed{1}" in asked[-1][1]
+    assert (
+        vote([A, B], "q", judge=J).answer == "2"
+        and asked[-1][0] == "J"
+        and "\\boxed{1}" in asked[-1][1]
+    )
     assert vote([A, B], "q", judge=J).answer == "1" and asked[-1][0] == "B"
 
 
@@ -79,13 +89,20 @@ def test_vote_with_no_answer_at_all(said):
 def test_judge_reads_the_question_and_every_reply(said):
     asked = said(A=box(1), B=box(2), J=box(2))
     judge(J, "the question", ask_all([A, B], "the question"))
-    assert all(part in asked[-1][1] for part in ("the question", "Reply 1: \\boxed{1}", "Reply 2: \\boxed{2}"))
+    assert all(
+        part in asked[-1][1]
+        for part in ("the question", "Reply 1: \\boxed{1}", "Reply 2: \\boxed{2}")
+    )
 
 
 def test_reflect_stops_when_the_critic_approves(said):
     asked = said(A=box(1, 2, 3), B=["No.", "APPROVED"])
     assert reflect(A, B, "q", rounds=5).answer == "2"
-    assert [name for name, _ in asked] == ["A", "B", "A", "B"] and "No." in asked[2][1] and "\\boxed{1}" in asked[2][1]
+    assert (
+        [name for name, _ in asked] == ["A", "B", "A", "B"]
+        and "No." in asked[2][1]
+        and "\\boxed{1}" in asked[2][1]
+    )
 
 
 def test_reflect_ends_after_its_rounds(said):
@@ -96,7 +113,11 @@ def test_reflect_ends_after_its_rounds(said):
 def test_debate_shows_everyone_everything(said):
     asked = said(A=box(1, 2), B=box(2, 2))
     assert debate([A, B], "q", rounds=1).answer == "2"
-    assert "Reply 1: \\boxed{1}" in asked[2][1] and "Reply 2: \\boxed{2}" in asked[3][1] and len(asked) == 4
+    assert (
+        "Reply 1: \\boxed{1}" in asked[2][1]
+        and "Reply 2: \\boxed{2}" in asked[3][1]
+        and len(asked) == 4
+    )
 
 
 @pytest.mark.parametrize("choice, winner", [("I choose B.", "B"), ("nobody fits", "A")])

@@ -1,4 +1,6 @@
-"""The pages, in a real browser: complete, safe with any text, usable by keyboard, readable at any width, light and dark."""
+"""The pages, in a real browser: complete, safe with any text, usable by keyboard, readable at any
+width, light and dark."""
+
 import asyncio
 import json
 import re
@@ -8,50 +10,93 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CHROMIUM, CHROMIUM_FLAGS, QUESTION, ROOT, SMALL_RUN, execute, grow, needs_chromium
+from conftest import (
+    CHROMIUM,
+    CHROMIUM_FLAGS,
+    QUESTION,
+    ROOT,
+    SMALL_RUN,
+    execute,
+    grow,
+    needs_chromium,
+)
 
 import credit
 import pages
 from designer import FIXED, Design
 from policy import HFEngine
 from rollout import Tree, stack
-from tasks import BadInput, arithmetic
+from tasks import UserError, arithmetic
 
 
 @pytest.fixture(scope="module")
 def shown(policy):
     """An episode of three designs by hand, two executions each, played by the tiny model."""
+
     async def fixed(script):
         from executor import Budget
         from rollout import Rollout
         from sandbox import Sandbox
+
         async with Sandbox() as sandbox:
-            return (await Rollout(HFEngine(policy), policy, sandbox, Budget(calls=8, reply_tokens=48), 96)([QUESTION], 1, 2, ("pages",), script))[0]
+            return (
+                await Rollout(
+                    HFEngine(policy), policy, sandbox, Budget(calls=8, reply_tokens=48), 96
+                )([QUESTION], 1, 2, ("pages",), script)
+            )[0]
 
     def written(script):  # as if it had been sampled
         ids = tuple(policy.tokenizer.encode(script, add_special_tokens=False))
-        return Design(script, (1,), ids, tuple(-0.01 if i % 3 else -4.0 for i in range(len(ids))), "", script)
+        return Design(
+            script, (1,), ids, tuple(-0.01 if i % 3 else -4.0 for i in range(len(ids))), "", script
+        )
 
     trees = [asyncio.run(fixed(FIXED[name])) for name in ("debate", "coder", "vote")]
-    tree = Tree(QUESTION, tuple(written(tree.designs[0].script) for tree in trees), tuple(tree.executions[0] for tree in trees), torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]),
-                torch.ones(3, 2, dtype=torch.bool))
+    tree = Tree(
+        QUESTION,
+        tuple(written(tree.designs[0].script) for tree in trees),
+        tuple(tree.executions[0] for tree in trees),
+        torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]),
+        torch.ones(3, 2, dtype=torch.bool),
+    )
     rewards, _ = stack([tree])
-    return pages.episode(7, tree, credit.designer_advantages(rewards)[0], credit.executor_advantages(rewards)[0], policy)
+    return pages.episode(
+        7,
+        tree,
+        credit.designer_advantages(rewards)[0],
+        credit.executor_advantages(rewards)[0],
+        policy,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short training run."""
     out = tmp_path_factory.mktemp("pages") / "run"
-    process = subprocess.run([sys.executable, str(ROOT / "train.py"), *SMALL_RUN, "--steps", "3", "--no-eval-fixed", "--out", str(out)], capture_output=True, text=True)
+    process = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            *SMALL_RUN,
+            "--steps",
+            "3",
+            "--no-eval-fixed",
+            "--out",
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr
     return out
 
 
-# ------------------------------------------------------------------------------------------------------------ without a browser
+# ------------------------------------------------------------------------------ without a browser
+
 
 def test_who_read_what(policy):
-    """A critic reads the attempt, the solver the review; agents of one round don't read each other; a judge reads all."""
+    """A critic reads the attempt, the solver the review; agents of one round don't read each
+    other; a judge reads all."""
     answers = iter(["first 7", "second 8", "third 8", "judged 9"])
     script = 'team = [Agent(f"s{i}", "go") for i in range(3)]\nsubmit(judge(Agent("j", "judge"), question, ask_all(team, question)))'
     execution, _ = execute(policy, script, lambda prompt: next(answers))
@@ -61,111 +106,244 @@ def test_who_read_what(policy):
     script = 'submit(reflect(Agent("s", "go", tools=["python"]), Agent("c", "check"), question))'
     execution, _ = execute(policy, script, lambda prompt: next(answers))
     assert pages.reads(execution.calls, QUESTION.prompt) == [[-1], [0], [-1, 1]]
-    assert [(call.round, call.turn) for call in execution.calls] == [(1, 0), (1, 1), (2, 0)] and execution.submitted == 1
+    assert [(call.round, call.turn) for call in execution.calls] == [
+        (1, 0),
+        (1, 1),
+        (2, 0),
+    ] and execution.submitted == 1
     answers = iter(["4", "it is 42"])  # a reply that is a part of a word is not read
-    execution, _ = execute(policy, 'a = Agent("a", "b")\na(question)\nsubmit(a("not 42 at all"))', lambda prompt: next(answers))
+    execution, _ = execute(
+        policy,
+        'a = Agent("a", "b")\na(question)\nsubmit(a("not 42 at all"))',
+        lambda prompt: next(answers),
+    )
     assert pages.reads(execution.calls, QUESTION.prompt) == [[-1], []]
 
 
 def test_tokens_are_the_text(shown, policy):
     for design in shown["designs"]:
         for call in (call for execution in design["executions"] for call in execution["calls"]):
-            assert len(call["tokens"]) == len(call["logprobs"]) == call["completion_tokens"] and "".join(call["tokens"]).startswith(call["text"])
+            assert len(call["tokens"]) == len(call["logprobs"]) == call[
+                "completion_tokens"
+            ] and "".join(call["tokens"]).startswith(call["text"])
     ids = policy.tokenizer.encode("é 😀 漢字 x", add_special_tokens=False)
     assert "".join(policy.pieces(ids)) == "é 😀 漢字 x" and len(policy.pieces(ids)) == len(ids)
 
 
 def test_what_the_infrastructure_spoiled_has_no_reward(policy):
-    """One execution right, one lost with the sandbox: the design's reward is 1, as in training, and the lost one's is not known."""
-    lost = replace(execute(policy, FIXED["single"], r"\boxed{42}")[0], status="infrastructure", answer=None, submitted=None)
-    tree = Tree(QUESTION, (Design(FIXED["single"]),), ((execute(policy, FIXED["single"], r"\boxed{42}")[0], lost),), torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]]))
+    """One execution right, one lost with the sandbox: the design's reward is 1, as in training,
+    and the lost one's is not known."""
+    lost = replace(
+        execute(policy, FIXED["single"], r"\boxed{42}")[0],
+        status="infra_error",
+        answer=None,
+        submitted=None,
+    )
+    tree = Tree(
+        QUESTION,
+        (Design(FIXED["single"]),),
+        ((execute(policy, FIXED["single"], r"\boxed{42}")[0], lost),),
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[True, False]]),
+    )
     rewards, valid = stack([tree])
-    shown = pages.episode(0, tree, credit.designer_advantages(rewards, valid)[0], credit.executor_advantages(rewards, valid)[0], policy)
-    assert shown["designs"][0]["reward"] == 1.0 and [one["reward"] for one in shown["designs"][0]["executions"]] == [1.0, None]
+    shown = pages.episode(
+        0,
+        tree,
+        credit.designer_advantages(rewards, valid)[0],
+        credit.executor_advantages(rewards, valid)[0],
+        policy,
+    )
+    assert shown["designs"][0]["reward"] == 1.0 and [
+        one["reward"] for one in shown["designs"][0]["executions"]
+    ] == [1.0, None]
     assert pages.as_text(shown).count("reward: ") == 1
 
 
 def test_the_tree_in_a_terminal(shown):
     drawn, plain = pages.as_text(shown), pages.as_text(shown, lines=False)
-    assert "├─ design 1: debate, reward 0.50" in drawn and "│  └─ execution 2" in drawn and re.search(r"round 2\n.*solver", drawn)
-    assert not set("├└│─") & set(plain) and [line.strip() for line in plain.splitlines()] == [line.lstrip("├└│─ ").rstrip() for line in drawn.splitlines()]
+    assert (
+        "├─ design 1: debate, reward 0.50" in drawn
+        and "│  └─ execution 2" in drawn
+        and re.search(r"round 2\n.*solver", drawn)
+    )
+    assert not set("├└│─") & set(plain) and [line.strip() for line in plain.splitlines()] == [
+        line.lstrip("├└│─ ").rstrip() for line in drawn.splitlines()
+    ]
     hostile = json.loads(json.dumps(shown).replace("debate", "\\u001b]0;x\\u0007\\u202e"))
     assert "\x1b" not in pages.as_text(hostile) and "\u202e" not in pages.as_text(hostile)
 
 
 HOSTILE = [
-    "</script><script>window.hit = 1</script>", "<script>window.hit = 1</script>", "<img src=x onerror='window.hit = 1'>", "<svg onload='window.hit = 1'>",
-    "<svg><script>window.hit = 1</script></svg>", "<svg><animate onbegin='window.hit = 1' attributeName=x dur=1s>", "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>",
-    "<body onload='window.hit = 1'>", "\"><script>window.hit = 1</script>", "' onmouseover='window.hit = 1", "\" autofocus onfocus=\"window.hit = 1", "javascript:window.hit = 1",
-    "<a href='javascript:window.hit = 1'>x</a>", "<!--<script>", "--><script>window.hit = 1</script>", "<![CDATA[<script>window.hit = 1</script>]]>", "]]>",
-    "<style>body{display:none}</style>", "</style><script>window.hit = 1</script>", "<link rel=stylesheet href=http://127.0.0.1:9/x.css>", "<meta http-equiv=refresh content='0;url=http://127.0.0.1:9/'>",
-    "<base href=http://127.0.0.1:9/>", "<form action=http://127.0.0.1:9/><input autofocus onfocus='window.hit = 1'>", "<math><mi xlink:href='data:x,<script>window.hit = 1</script>'>",
-    "</textarea><script>window.hit = 1</script>", "</title><script>window.hit = 1</script>", "<template><script>window.hit = 1</script></template>",
-    "<object data='data:text/html,<script>window.hit = 1</script>'>", "{{data}}{{script}}{{policy}}", "${window.hit = 1}", "`;window.hit = 1;`", "\\u003cscript\\u003ewindow.hit = 1\\u003c/script\\u003e",
-    "&lt;script&gt;window.hit = 1&lt;/script&gt;", "\u202eevil \u2066rtl\u2069 marks\u200f", "nul \x00 bell \x07 escape \x1b[31m delete \x7f c1 \x9b", "line\u2028separator\u2029s",
-    "lone \ud800 surrogate", "zero\u200bwidth\ufeff\u2060", "__proto__ constructor toString", "a\tb\nc  d   e", "é 漢字 😀 עברית", "x" * (1 << 20),
+    "</script><script>window.hit = 1</script>",
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror='window.hit = 1'>",
+    "<svg onload='window.hit = 1'>",
+    "<svg><script>window.hit = 1</script></svg>",
+    "<svg><animate onbegin='window.hit = 1' attributeName=x dur=1s>",
+    "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>",
+    "<body onload='window.hit = 1'>",
+    '"><script>window.hit = 1</script>',
+    "' onmouseover='window.hit = 1",
+    '" autofocus onfocus="window.hit = 1',
+    "javascript:window.hit = 1",
+    "<a href='javascript:window.hit = 1'>x</a>",
+    "<!--<script>",
+    "--><script>window.hit = 1</script>",
+    "<![CDATA[<script>window.hit = 1</script>]]>",
+    "]]>",
+    "<style>body{display:none}</style>",
+    "</style><script>window.hit = 1</script>",
+    "<link rel=stylesheet href=http://127.0.0.1:9/x.css>",
+    "<meta http-equiv=refresh content='0;url=http://127.0.0.1:9/'>",
+    "<base href=http://127.0.0.1:9/>",
+    "<form action=http://127.0.0.1:9/><input autofocus onfocus='window.hit = 1'>",
+    "<math><mi xlink:href='data:x,<script>window.hit = 1</script>'>",
+    "</textarea><script>window.hit = 1</script>",
+    "</title><script>window.hit = 1</script>",
+    "<template><script>window.hit = 1</script></template>",
+    "<object data='data:text/html,<script>window.hit = 1</script>'>",
+    "{{data}}{{script}}{{policy}}",
+    "${window.hit = 1}",
+    "`;window.hit = 1;`",
+    "\\u003cscript\\u003ewindow.hit = 1\\u003c/script\\u003e",
+    "&lt;script&gt;window.hit = 1&lt;/script&gt;",
+    "\u202eevil \u2066rtl\u2069 marks\u200f",
+    "nul \x00 bell \x07 escape \x1b[31m delete \x7f c1 \x9b",
+    "line\u2028separator\u2029s",
+    "lone \ud800 surrogate",
+    "zero\u200bwidth\ufeff\u2060",
+    "__proto__ constructor toString",
+    "a\tb\nc  d   e",
+    "é 漢字 😀 עברית",
+    "x" * (1 << 20),
 ]
 
 
 def test_there_are_forty_hostile_texts_and_none_leaves_the_data():
     assert len(HOSTILE) >= 40
     source = pages.run_page({"question": HOSTILE})
-    before, data, after = re.split(r'<script type="application/json" id="data">|</script>\n<script>"use strict"', source)
+    before, data, after = re.split(
+        r'<script type="application/json" id="data">|</script>\n<script>"use strict"', source
+    )
     assert "<" not in data and json.loads(data)["episode"]["question"] == pages.visible(HOSTILE)
-    assert source.count("</script>") == 2 and all(text not in before + after for text in HOSTILE[:25])
+    assert source.count("</script>") == 2 and all(
+        text not in before + after for text in HOSTILE[:25]
+    )
 
 
 def hostile_episode():
     def call(text, **changes):
-        return {"agent": text[:2000], "round": 1, "turn": 0, "reads": [-1], "messages": [{"role": text[:200], "content": text}], "text": text, "answer": text, "tool_output": text,
-                "prompt_tokens": 1, "completion_tokens": 1, "tokens": [text], "logprobs": [-1.0], **changes}
+        return {
+            "agent": text[:2000],
+            "round": 1,
+            "turn": 0,
+            "reads": [-1],
+            "messages": [{"role": text[:200], "content": text}],
+            "text": text,
+            "answer": text,
+            "tool_output": text,
+            "prompt_tokens": 1,
+            "completion_tokens": 1,
+            "tokens": [text],
+            "logprobs": [-1.0],
+            **changes,
+        }
 
     def execution(text):
-        return {"status": "answered", "detail": text, "submitted": 0, "answer": text, "reward": 0.0, "advantage": 0.0, "calls": [call(text), call(text, round=2, reads=[0], tokens=[], logprobs=[])]}
+        return {
+            "status": "answered",
+            "detail": text,
+            "submitted": 0,
+            "answer": text,
+            "reward": 0.0,
+            "advantage": 0.0,
+            "calls": [call(text), call(text, round=2, reads=[0], tokens=[], logprobs=[])],
+        }
 
-    return {"step": 0, "question": HOSTILE[0] + HOSTILE[2], "family": HOSTILE[1], "gold": HOSTILE[3], "designs": [
-        {"script": text, "error": text, "structure": text[:2000], "text": text, "completion_tokens": 1, "tokens": [text], "logprobs": [-1.0], "reward": 0.0, "advantage": 0.0,
-         "executions": [execution(text)]} for text in HOSTILE]}
+    return {
+        "step": 0,
+        "question": HOSTILE[0] + HOSTILE[2],
+        "family": HOSTILE[1],
+        "gold": HOSTILE[3],
+        "designs": [
+            {
+                "script": text,
+                "error": text,
+                "structure": text[:2000],
+                "text": text,
+                "completion_tokens": 1,
+                "tokens": [text],
+                "logprobs": [-1.0],
+                "reward": 0.0,
+                "advantage": 0.0,
+                "executions": [execution(text)],
+            }
+            for text in HOSTILE
+        ],
+    }
 
 
 def test_the_report_of_a_run(run):
     report = (run / "report.html").read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', report, re.DOTALL)[1])
-    assert len(data["rows"]) == 3 and not data["running"] and all((run / one["page"]).is_file() for one in data["episodes"])
-    assert all(sum(row["kinds"].values()) == sum(row["structures"].values()) for row in data["rows"]) and not list(run.glob("**/*.tmp"))
+    assert (
+        len(data["rows"]) == 3
+        and not data["running"]
+        and all((run / one["page"]).is_file() for one in data["episodes"])
+    )
+    assert all(
+        sum(row["kinds"].values()) == sum(row["structures"].values()) for row in data["rows"]
+    ) and not list(run.glob("**/*.tmp"))
 
 
 @pytest.mark.parametrize("episodes", [0, 1])
 def test_a_report_that_can_be_watched(run, tmp_path, episodes):
-    """In the middle of a run: what there is, marked as running; a line that is being written is left out."""
+    """In the middle of a run: what there is, marked as running; a line that is being written is
+    left out."""
     for name in ("config.json", "metrics.jsonl", "episodes.jsonl"):
         text = (run / name).read_text()
         whole = {"config.json": None, "metrics.jsonl": 1, "episodes.jsonl": episodes}[name]
-        (tmp_path / name).write_text(text if whole is None else "".join(line + "\n" for line in text.split("\n")[:whole]) + text.split("\n")[whole][:50])
+        (tmp_path / name).write_text(
+            text
+            if whole is None
+            else "".join(line + "\n" for line in text.split("\n")[:whole])
+            + text.split("\n")[whole][:50]
+        )
     pages.write_report(tmp_path)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "report.html").read_text(), re.DOTALL)[1])
-    assert data["running"] and [row["step"] for row in data["rows"]] == [0] and [one["page"] for one in data["episodes"]] == ["episodes/00000.html"] * episodes
+    data = json.loads(
+        re.search(r'id="data">(.*?)</script>', (tmp_path / "report.html").read_text(), re.DOTALL)[1]
+    )
+    assert (
+        data["running"]
+        and [row["step"] for row in data["rows"]] == [0]
+        and [one["page"] for one in data["episodes"]] == ["episodes/00000.html"] * episodes
+    )
 
 
 def test_no_run_no_report(tmp_path):
-    with pytest.raises(BadInput, match="no run to report on"):
+    with pytest.raises(UserError, match="no run to report on"):
         pages.write_report(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------- in a browser
+# ----------------------------------------------------------------------------------- in a browser
+
 
 @pytest.fixture(scope="module")
 def large(policy):
     """Ten sampled designs of twenty executions each."""
-    tree, = grow(policy, HFEngine(policy), arithmetic("train", 0, 1), 10, 20)
+    (tree,) = grow(policy, HFEngine(policy), arithmetic("train", 0, 1), 10, 20)
     return pages.episode(None, tree, None, None, policy)
 
 
 @pytest.fixture(scope="module")
-def browser(shown, large):  # made before: the browser's driver has an event loop of its own in this thread
+def browser(
+    shown, large
+):  # made before: the browser's driver has an event loop of its own in this thread
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield browser
@@ -174,15 +352,28 @@ def browser(shown, large):  # made before: the browser's driver has an event loo
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """A function that opens a file in the browser. At the end: no error was logged, nothing but files was asked for, nothing hostile has run."""
+    """A function that opens a file in the browser. At the end: no error was logged, nothing but
+    files was asked for, nothing hostile has run."""
     problems, opened = [], []
 
     def open_it(file, **options):
         page = browser.new_page(**({"viewport": {"width": 1200, "height": 900}} | options))
-        page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                problems.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message) or dialog.dismiss())
-        page.on("request", lambda request: None if request.url.startswith(("file://", "data:,")) else problems.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith(("file://", "data:,"))
+                else problems.append(request.url)
+            ),
+        )
         page.goto(f"file://{file}")
         opened.append(page)
         return page
@@ -201,8 +392,13 @@ def written(tmp_path, episode):
 
 @needs_chromium
 def test_every_call_is_in_the_page(run, open_page):
-    subprocess.run([sys.executable, str(ROOT / "pages.py"), str(run)], check=True, capture_output=True)
-    rows, count = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()], 0
+    subprocess.run(
+        [sys.executable, str(ROOT / "pages.py"), str(run)], check=True, capture_output=True
+    )
+    rows, count = (
+        [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()],
+        0,
+    )
     for row in rows:
         page = open_page(pages.episode_path(run, row["step"]))
         assert page.locator("#asked").text_content() == row["question"]
@@ -216,9 +412,15 @@ def test_every_call_is_in_the_page(run, open_page):
                 assert len(items) == len(execution["calls"])
                 for item, call in zip(items, execution["calls"]):
                     item.locator("h3").first.wait_for()
-                    assert [text for text in item.locator("pre.prompt").all_text_contents()] == [message["content"] for message in call["messages"]]
-                    assert item.locator("pre.tokens").text_content() == "".join(call["tokens"]) and item.locator("pre.tokens span").count() == len(call["logprobs"])
-                    assert item.locator("pre.tool").all_text_contents() == ([] if call["tool_output"] is None else [call["tool_output"]])
+                    assert [text for text in item.locator("pre.prompt").all_text_contents()] == [
+                        message["content"] for message in call["messages"]
+                    ]
+                    assert item.locator("pre.tokens").text_content() == "".join(
+                        call["tokens"]
+                    ) and item.locator("pre.tokens span").count() == len(call["logprobs"])
+                    assert item.locator("pre.tool").all_text_contents() == (
+                        [] if call["tool_output"] is None else [call["tool_output"]]
+                    )
                     count += 1
     assert count > 20
 
@@ -227,7 +429,8 @@ def test_every_call_is_in_the_page(run, open_page):
 def test_hostile_texts_are_texts(open_page, tmp_path):
     page = open_page(written(tmp_path, hostile_episode()))
     page.wait_for_timeout(200)
-    shown = page.evaluate("""async (texts) => {
+    shown = page.evaluate(
+        """async (texts) => {
         const found = [];
         for (const [d, text] of texts.entries()) {
             document.getElementById(`leaf-${d}-0`).click();
@@ -235,9 +438,18 @@ def test_hostile_texts_are_texts(open_page, tmp_path):
             await new Promise((resume) => setTimeout(resume, 20));
             found.push([...document.querySelectorAll("pre.code, #written pre, details.call pre")].map((pre) => pre.textContent === text));
         }
-        return found; }""", pages.visible(HOSTILE))
-    assert shown == [[True] * 8] * len(HOSTILE)  # the script, the designer's text, and three texts of each of two calls
-    assert page.locator("main :is(script, img, iframe, style, link, meta, base, object, form:not(#ask), math)").count() == 0
+        return found; }""",
+        pages.visible(HOSTILE),
+    )
+    assert shown == [[True] * 8] * len(
+        HOSTILE
+    )  # the script, the designer's text, and three texts of each of two calls
+    assert (
+        page.locator(
+            "main :is(script, img, iframe, style, link, meta, base, object, form:not(#ask), math)"
+        ).count()
+        == 0
+    )
     assert "\u202e" not in page.content() and page.locator("main a").count() == 0
 
 
@@ -246,33 +458,69 @@ def test_by_keyboard_and_by_mouse(shown, open_page, tmp_path):
     page = open_page(written(tmp_path, shown))
     heading = page.locator("h2", has_text=re.compile("^Design "))
     page.locator("#leaf-0-0").focus()
-    for key, leaf, name in (("ArrowRight", "leaf-0-1", "Design 1: debate"), ("ArrowDown", "leaf-1-1", "Design 2: single+python"), ("ArrowLeft", "leaf-1-0", "Design 2"), ("ArrowUp", "leaf-0-0", "Design 1")):
+    for key, leaf, name in (
+        ("ArrowRight", "leaf-0-1", "Design 1: debate"),
+        ("ArrowDown", "leaf-1-1", "Design 2: single+python"),
+        ("ArrowLeft", "leaf-1-0", "Design 2"),
+        ("ArrowUp", "leaf-0-0", "Design 1"),
+    ):
         page.keyboard.press(key)
-        assert page.evaluate("document.activeElement.id") == leaf and name in heading.text_content() and page.locator(f"#{leaf}").get_attribute("aria-pressed") == "true"
+        assert (
+            page.evaluate("document.activeElement.id") == leaf
+            and name in heading.text_content()
+            and page.locator(f"#{leaf}").get_attribute("aria-pressed") == "true"
+        )
     page.locator("#leaf-1-1").focus()
     page.keyboard.press("Enter")
-    assert "Design 2" in heading.text_content() and page.evaluate("document.activeElement.id") == "leaf-1-1"
+    assert (
+        "Design 2" in heading.text_content()
+        and page.evaluate("document.activeElement.id") == "leaf-1-1"
+    )
     page.locator("#node-1-0").focus()  # the agent in the picture: its last turn opens
     page.keyboard.press("Enter")
     calls = shown["designs"][1]["executions"][1]["calls"]
     last = len(calls) - 1
-    assert page.evaluate("document.activeElement.id") == f"call-1-1-{last}-summary" and page.locator(f"#call-1-1-{last}").get_attribute("open") is not None
+    assert (
+        page.evaluate("document.activeElement.id") == f"call-1-1-{last}-summary"
+        and page.locator(f"#call-1-1-{last}").get_attribute("open") is not None
+    )
     page.keyboard.press("Space")
     assert page.locator(f"#call-1-1-{last}").get_attribute("open") is None
     page.locator("#card-0").click()
-    assert page.locator("#leaf-1-0").get_attribute("aria-pressed") == "true" and page.locator("section.chosen").get_attribute("aria-label") == "execution 1"
+    assert (
+        page.locator("#leaf-1-0").get_attribute("aria-pressed") == "true"
+        and page.locator("section.chosen").get_attribute("aria-label") == "execution 1"
+    )
     page.locator("#node-0-0").click()
-    assert page.locator(f"#call-1-0-{len(shown['designs'][1]['executions'][0]['calls']) - 1}").get_attribute("open") is not None
+    assert (
+        page.locator(
+            f"#call-1-0-{len(shown['designs'][1]['executions'][0]['calls']) - 1}"
+        ).get_attribute("open")
+        is not None
+    )
 
 
 @needs_chromium
 def test_votes_and_rounds_are_in_the_picture(shown, open_page, tmp_path):
     page = open_page(written(tmp_path, shown))
     calls = shown["designs"][0]["executions"][0]["calls"]
-    assert page.locator("section.card").first.locator("svg text", has_text=re.compile("^round")).all_text_contents() == ["round 1", "round 2"]
-    assert page.locator("section.card").first.locator("path.edge").count() == 2 + 4 + 2  # to round 1, from all of it to all of round 2, to the answer
-    agree = sum(call["answer"] is not None and call["answer"] == calls[2]["answer"] for call in calls[2:]) or 1
-    assert page.locator("section.card").first.locator("svg text", has_text="answer:").text_content() == f"answer: {agree} of 2"
+    assert page.locator("section.card").first.locator(
+        "svg text", has_text=re.compile("^round")
+    ).all_text_contents() == ["round 1", "round 2"]
+    assert (
+        page.locator("section.card").first.locator("path.edge").count() == 2 + 4 + 2
+    )  # to round 1, from all of it to all of round 2, to the answer
+    agree = (
+        sum(
+            call["answer"] is not None and call["answer"] == calls[2]["answer"]
+            for call in calls[2:]
+        )
+        or 1
+    )
+    assert (
+        page.locator("section.card").first.locator("svg text", has_text="answer:").text_content()
+        == f"answer: {agree} of 2"
+    )
     page.locator("#leaf-2-0").click()
     assert page.locator("section.card").first.locator(".node[role=button]").count() == 3
 
@@ -282,6 +530,7 @@ def test_votes_and_rounds_are_in_the_picture(shown, open_page, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_readable_at_any_width_light_and_dark(shown, run, open_page, tmp_path, width, scheme):
     import axe_playwright_python.base
+
     axe = axe_playwright_python.base.AXE_FILE_PATH.read_text()
     for file in (written(tmp_path, shown), run / "report.html"):
         page = open_page(file, viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -290,11 +539,17 @@ def test_readable_at_any_width_light_and_dark(shown, run, open_page, tmp_path, w
             page.get_by_role("button", name="Expand all").click()
             page.locator("#written summary").click()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.evaluate("[...document.querySelectorAll('pre, dd')].every((node) => node.scrollWidth <= node.clientWidth + 1)")
+        assert page.evaluate(
+            "[...document.querySelectorAll('pre, dd')].every((node) => node.scrollWidth <= node.clientWidth + 1)"
+        )
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == (scheme == "dark")
         found = page.evaluate(axe + "; axe.run()")
-        assert found["passes"] and not [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found["violations"] if one["impact"] in ("serious", "critical")]
+        assert found["passes"] and not [
+            (one["id"], [node["html"][:200] for node in one["nodes"]])
+            for one in found["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
 
 
 @needs_chromium
@@ -311,14 +566,23 @@ def test_the_report_in_a_browser(run, open_page):
 
 @needs_chromium
 def test_two_hundred_executions(large, open_page, tmp_path):
-    """Ten designs of twenty executions: under 5 MB, and all of it there. How long it takes to open: tests/bench_pages.py."""
+    """Ten designs of twenty executions: under 5 MB, and all of it there. How long it takes to
+    open: tests/bench_pages.py."""
     path = written(tmp_path, large)
     assert path.stat().st_size < 5e6
     page = open_page(path)
-    assert page.locator(".leaves button").count() == 200 and page.locator("section.card").count() == 20
+    assert (
+        page.locator(".leaves button").count() == 200 and page.locator("section.card").count() == 20
+    )
 
 
 def test_a_design_without_executions_or_script(policy, tmp_path):
-    tree = Tree(replace(QUESTION, answer=""), (Design("", error="the design is empty"),), ((),), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.bool))
+    tree = Tree(
+        replace(QUESTION, answer=""),
+        (Design("", error="the design is empty"),),
+        ((),),
+        torch.zeros(1, 0),
+        torch.zeros(1, 0, dtype=torch.bool),
+    )
     shown = pages.episode(None, tree, None, None, policy)
     assert shown["designs"][0]["executions"] == [] and "the design is empty" in pages.as_text(shown)

@@ -1,4 +1,6 @@
-"""The demo server: the design first, replies as they come, several at once, nothing left running, nobody else let in."""
+"""The demo server: the design first, replies as they come, several at once, nothing left running,
+nobody else let in."""
+
 import asyncio
 import contextlib
 import json
@@ -19,16 +21,22 @@ from executor import Budget
 from policy import EngineError, HFEngine
 from rollout import Rollout
 from sandbox import Sandbox
-from tasks import BadInput
+from tasks import UserError
 
 SCRIPT = '```python\na = Agent("first", "Go.")\nb = Agent("second", "Check.")\nr = a(question)\nsubmit(b(r))\n```'
 
 
 class Held(Scripted):
-    """An engine that speaks when it is let: one reply for each `let`, and says which question's design it is asked for."""
+    """An engine that speaks when it is let: one reply for each `let`, and says which question's
+    design it is asked for."""
 
     def __init__(self, policy, let=1000):
-        super().__init__(policy, lambda prompt: SCRIPT if "Building blocks" in prompt or "Design" in prompt else r"\boxed{7}")
+        super().__init__(
+            policy,
+            lambda prompt: (
+                SCRIPT if "Building blocks" in prompt or "Design" in prompt else r"\boxed{7}"
+            ),
+        )
         self.gate, self.asked, self.cancelled = asyncio.Semaphore(let), 0, 0
 
     async def sample(self, prompt_ids, max_tokens, seed, temperature=1.0):
@@ -48,7 +56,17 @@ async def serving(engine, policy, script_seconds=5.0):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     async with Sandbox() as sandbox:
-        server = asyncio.ensure_future(serve.Server(Rollout(engine, policy, sandbox, Budget(calls=8, reply_tokens=48, script_seconds=script_seconds)), evaluation.Config(design_tokens=96, port=port)).run())
+        server = asyncio.ensure_future(
+            serve.Server(
+                Rollout(
+                    engine,
+                    policy,
+                    sandbox,
+                    Budget(calls=8, reply_tokens=48, script_seconds=script_seconds),
+                ),
+                evaluation.Config(design_tokens=96, port=port),
+            ).run()
+        )
         for _ in range(500):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -62,7 +80,11 @@ async def serving(engine, policy, script_seconds=5.0):
 
 
 def post(session, url, question="What is 3 + 4?", **headers):
-    return session.post(url + "/ask", data=json.dumps({"question": question}), headers={"Origin": url, "Content-Type": "application/json", **headers})
+    return session.post(
+        url + "/ask",
+        data=json.dumps({"question": question}),
+        headers={"Origin": url, "Content-Type": "application/json", **headers},
+    )
 
 
 async def until(condition):
@@ -76,22 +98,37 @@ async def until(condition):
 def test_the_design_comes_first_and_replies_as_they_are_said(policy):
     async def go():
         engine = Held(policy, let=0)
-        async with serving(engine, policy) as (url, sandbox), aiohttp.ClientSession() as session, post(session, url) as answer:
+        async with (
+            serving(engine, policy) as (url, sandbox),
+            aiohttp.ClientSession() as session,
+            post(session, url) as answer,
+        ):
             line = answer.content.readline
             assert json.loads(await line())["designs"] == []
-            for calls in range(3):  # each time one more reply is let through: the design's, the first agent's, the second's
+            for calls in range(
+                3
+            ):  # each time one more reply is let through: the design's, the first agent's, the second's
                 engine.gate.release()
-                design, = json.loads(await line())["designs"]
-                execution, = design["executions"]
-                assert "Agent(" in design["script"] and len(execution["calls"]) == calls and execution["status"] is None
-            execution, = json.loads(await line())["designs"][0]["executions"]
-            assert (execution["status"], execution["answer"], execution["submitted"]) == ("answered", "7", 1) and await line() == b""
+                (design,) = json.loads(await line())["designs"]
+                (execution,) = design["executions"]
+                assert (
+                    "Agent(" in design["script"]
+                    and len(execution["calls"]) == calls
+                    and execution["status"] is None
+                )
+            (execution,) = json.loads(await line())["designs"][0]["executions"]
+            assert (execution["status"], execution["answer"], execution["submitted"]) == (
+                "answered",
+                "7",
+                1,
+            ) and await line() == b""
 
     asyncio.run(go())
 
 
 def test_several_at_once_on_the_real_engine(policy):
     """Eight questions at the same time; each gets its own answer, and the engine ends as it began."""
+
     async def go():
         engine = HFEngine(policy)
 
@@ -101,8 +138,13 @@ def test_several_at_once_on_the_real_engine(policy):
 
         async with serving(engine, policy) as (url, sandbox), aiohttp.ClientSession() as session:
             runs = await asyncio.gather(*(one(session, url, number) for number in range(8)))
-        assert [lines[-1]["question"] for lines in runs] == [f"What is {number} + 4?" for number in range(8)]
-        assert all(lines[-1]["designs"][0]["executions"][0]["status"] for lines in runs) and not engine.waiting
+        assert [lines[-1]["question"] for lines in runs] == [
+            f"What is {number} + 4?" for number in range(8)
+        ]
+        assert (
+            all(lines[-1]["designs"][0]["executions"][0]["status"] for lines in runs)
+            and not engine.waiting
+        )
 
     asyncio.run(go())
 
@@ -110,6 +152,7 @@ def test_several_at_once_on_the_real_engine(policy):
 @pytest.mark.parametrize("let", [0, 1, 2])
 def test_a_client_that_stops_leaves_nothing_running(policy, let):
     """It goes while the design is sampled, while the first agent speaks, while the second does."""
+
     async def go():
         engine = Held(policy, let)
         async with serving(engine, policy) as (url, sandbox), aiohttp.ClientSession() as session:
@@ -120,27 +163,42 @@ def test_a_client_that_stops_leaves_nothing_running(policy, let):
             await until(lambda: engine.cancelled == 1 and not sandbox.runs)
             engine.gate = asyncio.Semaphore(9)  # and the next one is served
             async with post(session, url) as again:
-                assert json.loads((await again.read()).splitlines()[-1])["designs"][0]["executions"][0]["status"] == "answered"
+                assert (
+                    json.loads((await again.read()).splitlines()[-1])["designs"][0]["executions"][
+                        0
+                    ]["status"]
+                    == "answered"
+                )
 
     asyncio.run(go())
 
 
 def test_a_slow_script_holds_up_nobody(policy):
     """One question's script thinks for ever; the other is answered meanwhile."""
+
     async def go():
         class Slow(HFEngine):
             async def sample(self, prompt_ids, max_tokens, seed, temperature=1.0):
                 completion = await super().sample(prompt_ids, max_tokens, seed, temperature)
                 text = self.policy.text(prompt_ids)
-                return replace(completion, text="while True: pass", truncated=False) if "slow" in text else replace(completion, text=SCRIPT, truncated=False)
+                return (
+                    replace(completion, text="while True: pass", truncated=False)
+                    if "slow" in text
+                    else replace(completion, text=SCRIPT, truncated=False)
+                )
 
         engine = Slow(policy)
-        async with serving(engine, policy, script_seconds=60.0) as (url, sandbox), aiohttp.ClientSession() as session:
+        async with (
+            serving(engine, policy, script_seconds=60.0) as (url, sandbox),
+            aiohttp.ClientSession() as session,
+        ):
             slow = await post(session, url, "slow")
             for _ in range(2):
                 await slow.content.readline()
             async with post(session, url, "quick") as quick:
-                assert json.loads((await quick.read()).splitlines()[-1])["designs"][0]["executions"][0]["calls"]
+                assert json.loads((await quick.read()).splitlines()[-1])["designs"][0][
+                    "executions"
+                ][0]["calls"]
             assert sandbox.runs  # the slow one's, still at it
             slow.close()
 
@@ -151,7 +209,12 @@ def test_a_batch_that_nobody_waits_for_is_dropped(policy):
     async def go():
         engine = HFEngine(policy)
         engine.live = -math.inf
-        steps, decoding = [], asyncio.ensure_future(engine.sample(tuple(policy.render([{"role": "user", "content": "x"}])), 2000, 1))
+        steps, decoding = (
+            [],
+            asyncio.ensure_future(
+                engine.sample(tuple(policy.render([{"role": "user", "content": "x"}])), 2000, 1)
+            ),
+        )
         policy_end, policy.end_ids = policy.end_ids, frozenset()  # it would go on to the limit
         try:
             while engine.running is None or len(steps) < 5:
@@ -167,8 +230,20 @@ def test_a_batch_that_nobody_waits_for_is_dropped(policy):
     asyncio.run(go())
 
 
-@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example:80"}, {"Origin": "http://evil.example"}, {"Origin": "null"},
-                                     {"Origin": "http://127.0.0.1:1"}, {"Host": "["}, {"Origin": "http://["}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example:80"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Host": "["},
+        {"Origin": "http://["},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+    ],
+)
 def test_other_hosts_and_origins_are_refused(policy, headers):
     async def go():
         engine = Held(policy)
@@ -178,7 +253,9 @@ def test_other_hosts_and_origins_are_refused(policy, headers):
             if "Content-Type" not in headers:
                 async with session.get(url + "/", headers=headers) as answer:
                     assert answer.status == 403
-            async with session.post(url + "/ask", json={"question": "x"}) as answer:  # no origin at all
+            async with session.post(
+                url + "/ask", json={"question": "x"}
+            ) as answer:  # no origin at all
                 assert answer.status == 403
             async with session.get(url + "/") as answer:
                 assert answer.status == 200 and "connect-src 'self'" in await answer.text()
@@ -186,11 +263,30 @@ def test_other_hosts_and_origins_are_refused(policy, headers):
     asyncio.run(go())
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{}", '{"question": 7}', '{"question": " "}', "\udcff", "[" * 100_000, '{"question": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"question": 7}',
+        '{"question": " "}',
+        "\udcff",
+        "[" * 100_000,
+        '{"question": "\\ud800"}',
+    ],
+)
 def test_bad_requests(policy, body):
     async def go():
-        async with serving(Held(policy), policy) as (url, sandbox), aiohttp.ClientSession() as session:
-            async with session.post(url + "/ask", data=body.encode("utf-8", "surrogateescape"), headers={"Origin": url, "Content-Type": "application/json"}) as answer:
+        async with (
+            serving(Held(policy), policy) as (url, sandbox),
+            aiohttp.ClientSession() as session,
+        ):
+            async with session.post(
+                url + "/ask",
+                data=body.encode("utf-8", "surrogateescape"),
+                headers={"Origin": url, "Content-Type": "application/json"},
+            ) as answer:
                 assert answer.status == 400 and len(await answer.text()) < 200
 
     asyncio.run(go())
@@ -198,9 +294,17 @@ def test_bad_requests(policy, body):
 
 def test_an_engine_that_fails_is_told(policy):
     async def go():
-        async with serving(Scripted(policy, lambda prompt: EngineError("out of memory")), policy) as (url, sandbox), aiohttp.ClientSession() as session:
+        async with (
+            serving(Scripted(policy, lambda prompt: EngineError("out of memory")), policy) as (
+                url,
+                sandbox,
+            ),
+            aiohttp.ClientSession() as session,
+        ):
             async with post(session, url) as answer:
-                assert json.loads((await answer.read()).splitlines()[-1]) == {"error": "out of memory"}
+                assert json.loads((await answer.read()).splitlines()[-1]) == {
+                    "error": "out of memory"
+                }
 
     asyncio.run(go())
 
@@ -208,15 +312,24 @@ def test_an_engine_that_fails_is_told(policy):
 def test_a_port_that_is_taken(policy):
     async def go():
         async with serving(Held(policy), policy) as (url, sandbox):
-            with pytest.raises(BadInput, match="--port"):
-                await serve.Server(Rollout(Held(policy), policy, sandbox), evaluation.Config(port=int(url.rsplit(":")[-1]))).run()
+            with pytest.raises(UserError, match="--port"):
+                await serve.Server(
+                    Rollout(Held(policy), policy, sandbox),
+                    evaluation.Config(port=int(url.rsplit(":")[-1])),
+                ).run()
 
     asyncio.run(go())
 
 
 def test_the_command(tmp_path):
     """`eval.py --serve` says where it is, answers, and ends on Ctrl-C without a word of complaint."""
-    process = subprocess.Popen([sys.executable, str(ROOT / "eval.py"), "--serve", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "eval.py"), "--serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
     url = process.stdout.readline().split()[0].rstrip("/")
 
     async def go():
@@ -231,13 +344,16 @@ def test_the_command(tmp_path):
 
 @needs_chromium
 def test_in_a_browser(policy):
-    """Asked in two windows: the design is shown first, then the replies; stopping one leaves the other alone."""
+    """Asked in two windows: the design is shown first, then the replies; stopping one leaves the
+    other alone."""
     from playwright.async_api import async_playwright
 
     async def go():
         engine, problems = Held(policy, let=0), []
         async with serving(engine, policy) as (url, sandbox), async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+            browser = await playwright.chromium.launch(
+                executable_path=CHROMIUM, args=CHROMIUM_FLAGS
+            )
             windows = [await browser.new_page() for _ in range(2)]
             for number, page in enumerate(windows):
                 page.on("console", lambda message: problems.append(message.text))
@@ -251,17 +367,27 @@ def test_in_a_browser(policy):
                 engine.gate.release()
             for number, page in enumerate(windows):
                 await page.locator("pre.code").wait_for()
-                assert "Agent(" in await page.locator("pre.code").text_content() and await page.locator("details.call").count() == 0
+                assert (
+                    "Agent(" in await page.locator("pre.code").text_content()
+                    and await page.locator("details.call").count() == 0
+                )
                 assert await page.locator("#asked").text_content() == f"What is {number} + 4?"
             await windows[1].get_by_role("button", name="Stop").click()
             await windows[1].get_by_text("stopped").wait_for()
             await until(lambda: engine.cancelled == 1)
             engine.gate.release()
             await windows[0].locator("details.call").wait_for()
-            assert await windows[0].locator("#status").text_content() == "the agents are answering …" and r"\boxed{7}" in await windows[0].locator("details.call").text_content()
+            assert (
+                await windows[0].locator("#status").text_content() == "the agents are answering …"
+                and r"\boxed{7}" in await windows[0].locator("details.call").text_content()
+            )
             engine.gate.release()
             await windows[0].get_by_text("done").wait_for()
-            assert await windows[0].locator("details.call").count() == 2 and not sandbox.runs and not problems
+            assert (
+                await windows[0].locator("details.call").count() == 2
+                and not sandbox.runs
+                and not problems
+            )
             await browser.close()
 
     asyncio.run(go())

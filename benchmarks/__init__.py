@@ -1,0 +1,1 @@
+"""Published sets and their graders. Imported only when --tasks names one."""

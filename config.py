@@ -1,0 +1,117 @@
+"""The flags of train.py, and sets of them for three sizes of machine.
+
+What defines the method comes first; constants that no run has to change stand in the files that use
+them. A flag that is given wins over its preset.
+Test: `pytest tests/test_cli.py tests/test_config.py`. Read next: train.py.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = "tiny"  # folder in Hugging Face format, or Hub id; tiny comes with this repository
+    tasks: str = "arithmetic"
+    """Training sets: names, rg:GENERATOR or paths, with optional weights (polaris:0.5,apps:0.5).
+    -NAME drops questions that are also in the set NAME, if only nearly."""
+    preset: Literal["tiny", "small", "paper"] = "tiny"
+    """Defaults of all flags. tiny: two CPU cores. small: Qwen3-0.6B on a GPU of 24 GB. paper:
+    Qwen3-8B on eight GPUs of 80 GB, with the paper's numbers where there is a flag for them."""
+
+    # Rollout: Q questions per step, M designs per question, N executions per design
+    steps: int = 100  # number of updates
+    questions: int = 12  # Q, over all ranks
+    designs: int = 8  # M
+    executions: int = 2  # N
+    design_tokens: int = 96  # max new tokens per design
+    reply_tokens: int = 48  # max new tokens per agent reply
+    max_calls: int = 8  # max completions per execution
+    max_length: int = 0
+    """Max tokens of a prompt and its completion together, and of a micro-batch of the update; 0 is
+    the model's own limit. The memory of an update depends on it."""
+
+    # Credit and schedule
+    stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
+    """Roles that learn: in turn, both at once, or only one. In the arithmetic world both at once
+    ends higher than in turn."""
+    phase_steps: int = 10  # K, steps per stagewise phase
+    executor_group: Literal["question", "design"] = "question"  # what executions are compared in
+    designer_credit: Literal["mean", "single", "shared"] = "mean"
+    """Reward of a design. mean: the mean reward of its executions (the paper). single: the reward
+    of its first execution. shared: no reward, but the mean advantage of its executions."""
+    policies: Literal["shared", "two"] = "shared"  # one set of weights for both roles, or one each
+    fixed_design: str | None = None
+    """Hand-written design (single, coder ...) under which to train only the executor; goes with
+    --stage executor."""
+
+    # Update
+    lr: float = 3e-4  # learning rate of AdamW, constant
+    clip: tuple[float, float] = (0.2, 0.2)  # the ratio is clipped to 1 - first, 1 + second
+    kl: float = 0.0  # weight of the KL term to the starting model
+    tis: float | None = None
+    """Cap of the importance weights that correct for the sampler's log-probabilities; 0 is off. The
+    default is 2 with vllm, off with hf."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """Precision of the forward pass; the weights are float32 (float64 with float64). auto: bfloat16
+    on a GPU, else float32."""
+    checkpointing: bool = False  # recompute activations in the backward pass, to save memory
+    shard: bool = False  # divide weights, gradients and moments among the ranks (fully_shard)
+
+    # Where it runs
+    engine: Literal["hf", "vllm"] = "hf"  # what samples, in every rank
+    gpu_memory: float = 0.5  # share of the GPU's memory that vllm takes while it samples
+    sandbox: Literal["auto", "namespaces", "landlock", "none"] = "auto"
+    """Isolation of scripts and tools. auto: the best that works here, but never none."""
+    data_dir: str | None = None  # folder with local files of the published sets
+    seed: int = 0  # random seed for questions, sampling and initialisation
+    dry_run: str = ""  # GPUs and their memory, such as 8x80: print what the run needs, and stop
+
+    # Evaluation and the run's folder
+    eval_size: int = 100  # held-out questions per evaluation
+    eval_every: int = 50  # steps between evaluations; 0: only before the first and after the last
+    save_every: int = 30  # steps between checkpoints; 0: only at the end
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
+    out: str | None = None  # folder of the run; default runs/DATE-TIME
+    resume: bool = False  # go on from the checkpoint in --out, with the flags of its start
+
+    @property
+    def importance_cap(self) -> float:
+        if self.tis is not None:
+            return self.tis
+        return 2.0 if self.engine == "vllm" else 0.0
+
+
+SMALL = Config(
+    preset="small",
+    model="Qwen/Qwen3-0.6B",
+    tasks="gsm8k",
+    steps=200,
+    questions=16,
+    designs=4,
+    executions=4,
+    lr=2e-6,
+    design_tokens=1024,
+    reply_tokens=1024,
+    max_calls=12,
+    max_length=8192,
+    checkpointing=True,
+    engine="vllm",
+    eval_every=20,
+)
+PAPER = replace(
+    SMALL,
+    preset="paper",
+    model="Qwen/Qwen3-8B",
+    tasks="paper",
+    steps=400,
+    questions=8,
+    phase_steps=30,
+    lr=5e-6,
+    design_tokens=8192,
+    reply_tokens=8192,
+    max_calls=16,
+    max_length=16384,
+    shard=True,
+)
+PRESETS = {"tiny": Config(), "small": SMALL, "paper": PAPER}

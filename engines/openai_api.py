@@ -1,0 +1,116 @@
+"""The `openai` engine: a server with the OpenAI chat API (vLLM's, llama.cpp's, any other).
+
+    engine = ChatEngine("http://127.0.0.1:8000/v1", model="...")
+
+It stands in for the engine and for the policy: `render` keeps a conversation as it is, as the
+server has the tokenizer, and `sample` sends it. There are no token ids and no log-probabilities to
+train on; tokens are counted as the server reports them. A server that fails, stalls or answers
+nonsense is asked again, with growing pauses. After the last try it is an EngineError: counted,
+never a score of 0. Test: `pytest tests/test_engine_openai_api.py`. Read next: ../lib/cli.py.
+"""
+
+import asyncio
+import json
+import os
+import random
+import time
+
+from data_types import Completion, EngineError, PromptTooLong
+
+MAX_SEED = 1 << 31  # servers take no larger one
+
+
+class ChatEngine:
+    """Samples from a server."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str = "default",
+        concurrency: int = 64,
+        timeout: float = 300.0,
+        tries: int = 5,
+        pause: float = 1.0,
+    ):
+        """
+        Args:
+            url: the API's, up to and with /v1.
+            concurrency: max requests at the same time.
+            timeout: seconds of one request.
+            pause: seconds before the second try; doubled each time.
+        """
+        import openai
+
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self.client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
+        self.model = model
+        self.gate = asyncio.Semaphore(concurrency)
+        self.tries = tries
+        self.pause = pause
+        self.retries = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.cpu_seconds = 0.0
+
+    def render(self, messages: list[dict]) -> tuple:
+        return tuple((message["role"], message["content"]) for message in messages)
+
+    async def sample(self, prompt_ids, max_tokens, seed, temperature=1.0) -> Completion:
+        """One completion of a conversation. Raises PromptTooLong, or EngineError."""
+        import openai
+
+        messages = [{"role": role, "content": content} for role, content in prompt_ids]
+        problem = ""
+        for attempt in range(self.tries):
+            if attempt:
+                self.retries += 1
+                spread = random.uniform(0.75, 1.25)  # not all at the same moment
+                await asyncio.sleep(self.pause * 2 ** (attempt - 1) * spread)
+            started = time.monotonic()
+            try:
+                async with self.gate:
+                    answer = await self.client.chat.completions.create(
+                        model=self.model,
+                        messages=messages,
+                        max_tokens=max_tokens,
+                        temperature=temperature,
+                        top_p=1.0,
+                        seed=seed % MAX_SEED,
+                    )
+                return self.completion(answer)
+            except openai.BadRequestError as error:
+                if "context" in str(error).lower() or "maximum" in str(error).lower():
+                    raise PromptTooLong(str(error)[:200]) from None
+                raise EngineError(f"the server refuses the request: {str(error)[:200]}") from None
+            except (
+                openai.APIError,
+                json.JSONDecodeError,
+                AttributeError,
+                TypeError,
+                IndexError,
+                ValueError,
+            ) as error:
+                problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            finally:
+                self.seconds += time.monotonic() - started
+        raise EngineError(f"the server gave no answer in {self.tries} tries: {problem}")
+
+    def completion(self, answer) -> Completion:
+        choice = answer.choices[0]
+        text = choice.message.content
+        if not isinstance(text, str):
+            raise ValueError("an answer without a text")
+        count = getattr(answer.usage, "completion_tokens", None)
+        if type(count) is not int or count < 0:
+            count = len(text) // 4 + 1  # the server does not count: a guess
+        self.tokens += count
+        return Completion((0,) * count, (), text, choice.finish_reason == "length")
+
+    async def sleep(self) -> None:
+        raise NotImplementedError("a server's model is not trained")
+
+    def update_weights(self, weights) -> None:
+        raise NotImplementedError("a server's model is not trained")
+
+    def close(self) -> None:
+        """Nothing to shut down."""

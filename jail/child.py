@@ -1,0 +1,1 @@
+from jail.server import EXIT as EXIT_CODES  # noqa

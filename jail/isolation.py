@@ -1,0 +1,1 @@
+from jail.server import readable_paths  # noqa

@@ -1,0 +1,91 @@
+"""Checkpoints: written beside the old one and swapped in by renames.
+
+    checkpoint/            a Hugging Face folder, and trainer.pt: optimizer, random state, step,
+    flags checkpoint/designer/   with --policies two: the designer's (the folder above is the
+    executor's)
+
+A kill at any moment leaves a complete one, the new or the old.
+Test: `pytest tests/test_checkpoint.py`. Read next: records.py.
+"""
+
+import os
+import pathlib
+import shutil
+from dataclasses import asdict
+
+import torch
+from safetensors import SafetensorError
+
+from data_types import UserError
+from lib.distributed import restore_optimizer
+
+
+def save(out: pathlib.Path, learners: list, states: list[dict], step: int) -> None:
+    """Write `out`/checkpoint: `step` updates are done.
+
+    Args:
+        learners: train.Learner of the shared weights, or of the executor's and the designer's.
+        states: their distributed.gather_state.
+
+    Raises:
+        UserError: the disk is full; the old checkpoint stays in place.
+    """
+    new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        for folder, learner, state in zip((new, new / "designer"), learners, states):
+            learner.policy.save(folder, state["weights"])
+            trainer_state = {
+                "optimizer": state["optimizer"],
+                "rng": torch.get_rng_state(),
+                "step": step,
+                "config": asdict(learner.config),
+            }
+            torch.save(trainer_state, folder / "trainer.pt")
+            sync_files(folder)
+    except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
+        shutil.rmtree(new, ignore_errors=True)
+        problem = str(error)[:120]
+        raise UserError(
+            f"{out}: the checkpoint of step {step} could not be written ({problem})"
+        ) from error
+    if current.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(current, old)  # a kill here leaves `old`, which `find` knows
+    os.rename(new, current)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_files(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def find(out: pathlib.Path) -> pathlib.Path | None:
+    """The newest complete checkpoint of a run; None if it was stopped before its first."""
+    for name in ("checkpoint", "checkpoint.old"):
+        if (out / name / "trainer.pt").is_file():
+            return out / name
+    return None
+
+
+def read(folder: pathlib.Path) -> dict:
+    """The trainer's state in a checkpoint. Raises UserError if it can't be read."""
+    path = folder / "trainer.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"optimizer", "rng", "step", "config"} <= set(state):
+            raise ValueError("parts are missing")
+        return state
+    except Exception as error:  # boundary to pickle and zip: their errors have no common base
+        raise UserError(f"{path}: a corrupt checkpoint ({type(error).__name__})") from None
+
+
+def restore(state: dict, learner) -> int:
+    """Load all but the weights, which are the checkpoint's model. Returns the updates done."""
+    model, optimizer = learner.policy.model, learner.optimizer
+    restore_optimizer(model, optimizer, state["optimizer"], learner.is_sharded)
+    torch.set_rng_state(state["rng"])
+    return state["step"]

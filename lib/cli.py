@@ -1,0 +1,117 @@
+"""The edge of the commands: flags in, one line out when something is wrong.
+
+All commands share this contract. Flags are the fields of one flat dataclass (tyro: `--help` shows
+every default, an unknown flag is an error with a suggestion). Bad input ends with one line and exit
+code 2, Ctrl-C with 130. What the commands print goes through one logger. Test: `pytest
+tests/test_cli.py`. Read next: files.py.
+"""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import pathlib
+import re
+import sys
+
+import tyro
+
+from data_types import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+log = logging.getLogger("metaagent")
+
+# What a file system says to a user: no space, no permission, a file where a folder should be ...
+USER_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+)
+
+
+def flags(config_class, argv: list[str], description: str, default=None):
+    """An instance of `config_class` from the command line. Raises UserError; exits after --help."""
+    options = {} if default is None else {"default": default}
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(config_class, args=argv, description=description, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    # tyro prints its errors in boxes: keep the words.
+    boxes = r"\x1b\[[0-9;]*m|[│╭╮╰╯─┌┐└┘]|-{4,}"
+    text = " ".join(re.sub(boxes, " ", stderr.getvalue()).split())
+    title = r"^(Parsing error|Required options|Unrecognized options|Value error) "
+    raise UserError(re.sub(title, "", text))
+
+
+def command(main) -> None:
+    """Run `main(argv)` as a program: one line and exit code 2 for bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for noisy in ("httpx", "transformers", "datasets", "reasoning_gym"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    is_first_rank = os.environ.get("RANK", "0") == "0"  # of several ranks, the first speaks
+    log.setLevel(logging.INFO if is_first_rank else logging.ERROR)
+    try:
+        main(sys.argv[1:])
+        return
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        if error.errno not in USER_ERRNOS:
+            raise
+        problem = f"{error.filename or 'writing'}: {error.strerror}"
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if is_first_rank:
+        sys.stderr.write(f"{pathlib.Path(sys.argv[0]).name}: {' '.join(problem.split())}\n")
+    sys.exit(2)
+
+
+def flag_name(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def check_at_least(config, minimum: int, fields: str) -> None:
+    """Raises UserError if one of the fields (separated by spaces) is below `minimum`, or NaN."""
+    for field in fields.split():
+        value = getattr(config, field)
+        if not value >= minimum:
+            must = "must be at least 1" if minimum == 1 else f"must be {minimum} or more"
+            raise UserError(f"{flag_name(field)} {value}: {must}")
+
+
+def model_path(name: str) -> str:
+    """`tiny` is the model that comes with this repository, wherever the command is run from."""
+    return str(ROOT / "tiny") if name == "tiny" and not os.path.isdir(name) else name
+
+
+def load_device() -> str:
+    """This rank's device."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def load_dtype(name: str):
+    """What a model computes in. auto: bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def share_cores() -> None:
+    """Divide the CPU cores among the ranks of this machine. OMP_NUM_THREADS overrides it."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_ranks))

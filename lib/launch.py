@@ -1,0 +1,225 @@
+"""Start and end of a training run: flags, ranks, the run's folder, signals, exit codes.
+
+Test: `pytest tests/test_train.py tests/test_cli.py`. Read next: cli.py.
+"""
+
+import asyncio
+import json
+import math
+import os
+import pathlib
+import signal
+import time
+from dataclasses import asdict, fields, replace
+
+import torch
+import torch.distributed as dist
+
+from data_types import EngineError, SandboxError, UserError
+from designer import FIXED_DESIGNS
+from lib import cli, distributed
+from lib.cli import flag_name, log
+from lib.files import atomic_write, complete_lines
+from sandbox import Sandbox
+
+EXECUTION_SECONDS = 1800.0  # max time of one execution, waiting for the engine included
+
+# What may change when a run is resumed: nothing that changes what it learns.
+FREE_FLAGS = {
+    "steps",
+    "eval_every",
+    "save_every",
+    "tracker",
+    "out",
+    "resume",
+    "data_dir",
+    "checkpointing",
+    "gpu_memory",
+    "dry_run",
+}
+
+
+def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
+    """Train with the flags in argv. Raises UserError."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    description = "Train one model as designer and executor of multi-agent systems."
+    config = resolve(config_class, argv, description, presets)
+    if config.dry_run:
+        from lib import memory
+
+        log.info(memory.report(config))
+        return
+    check(config, world)
+    cli.share_cores()
+    device = cli.load_device()
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    distributed.join(world, timeout_seconds=600 + 4 * EXECUTION_SECONDS)
+    out = open_folder(config, rank)
+    trainer = trainer_class(config, out, rank, device)
+    try:
+        asyncio.run(run(trainer))
+    except (SandboxError, EngineError) as error:
+        raise UserError(str(error)) from None
+    except FloatingPointError as error:
+        raise UserError(f"{error}; try a lower --lr. The checkpoint in {out} is older") from None
+    except dist.DistBackendError as error:
+        raise UserError(
+            f"rank {rank} lost another rank ({str(error)[:100]}); when all are up again: "
+            f"torchrun ... train.py --out {out} --resume"
+        ) from None
+    except asyncio.CancelledError:  # SIGTERM
+        raise SystemExit(143) from None
+    finally:
+        trainer.records.close()
+    close(trainer)
+    if rank == 0:
+        trainer.records.draw()
+        summarise(out)
+
+
+async def run(trainer) -> None:
+    """Train; on Ctrl-C or SIGTERM save what is done and say how to go on."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    try:
+        async with Sandbox(trainer.config.sandbox) as sandbox:
+            if trainer.rank == 0:
+                log.info(f"{trainer.out}: {describe(trainer, sandbox)}")
+            await trainer.train(sandbox)
+    except asyncio.CancelledError:
+        is_sharded = trainer.executor.is_sharded
+        if not is_sharded:  # gathering the parts needs the other ranks, which are stopped, too
+            trainer.save_checkpoint()
+        if trainer.rank == 0:
+            note = ", the last checkpoint may be of an earlier one" if is_sharded else ""
+            log.info(f"stopped after {trainer.step} steps{note}; {go_on(trainer.out)}")
+        raise
+
+
+def close(trainer) -> None:
+    """The last collective, then the engines (vLLM's takes the group along), then the group."""
+    if dist.is_initialized():
+        dist.barrier()
+    for learner in trainer.learners:
+        learner.engine.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def go_on(out: pathlib.Path) -> str:
+    return f"go on with: python train.py --out {out} --resume"
+
+
+def describe(trainer, sandbox) -> str:
+    """The run's first line."""
+    why_not = "".join(f" (not {level}: {why})" for level, why in sandbox.why_not.items())
+    policy = trainer.executor.policy
+    num_parameters = sum(p.numel() for p in policy.model.parameters())
+    return (
+        f"sandbox {sandbox.level}{why_not}, {distributed.world_size()} rank(s) on {policy.device}, "
+        f"{num_parameters / 1e6:.2f}M parameters, {len(trainer.questions)} training and "
+        f"{len(trainer.heldout_questions)} held-out questions"
+    )
+
+
+def summarise(out: pathlib.Path) -> None:
+    """The run's last lines: held-out accuracy before and after, and what each role became."""
+    rows = [json.loads(line) for line in complete_lines(out / "metrics.jsonl")]
+    first, last = rows[0], rows[-1]
+    if "eval_accuracy" not in last:
+        return
+    if "eval_fixed" in last:
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in last["eval_fixed"].items())
+        log.info(f"held-out accuracy by fixed design: {scores}")
+    for family, evaluation in last["eval_families"].items():
+        designs = ", ".join(f"{kind} {count}" for kind, count in evaluation["designs"].items())
+        log.info(f"designs for {family}: {designs}; accuracy {evaluation['accuracy']:.2f}")
+    before = first.get("eval_before", first["eval_accuracy"])
+    after = last["eval_accuracy"]
+    log.info(f"held-out accuracy before {before:.3f}, after {after:.3f}   ({out})")
+
+
+# --------------------------------------------------------------------------------------- the flags
+
+
+def resolve(config_class, argv: list[str], description: str, presets: dict):
+    """The flags: those that are given, else the preset's; on --resume, else those of its start.
+
+    Raises UserError.
+    """
+    config = cli.flags(config_class, argv, description)
+    if not config.resume:
+        config = cli.flags(config_class, argv, description, default=presets[config.preset])
+        if config.out is None:
+            config = replace(config, out=f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+        return config
+    if config.out is None:
+        raise UserError("--resume needs --out, the folder of the run to go on with")
+    saved = read_config(pathlib.Path(config.out), config_class)
+    config = cli.flags(config_class, argv, description, default=saved)
+    changed = []
+    for field in fields(config_class):
+        is_same = getattr(config, field.name) == getattr(saved, field.name)
+        if field.name not in FREE_FLAGS and not is_same:
+            changed.append(flag_name(field.name))
+    if changed:
+        raise UserError(f"--resume: {', '.join(changed)} can't change within a run")
+    return config
+
+
+def read_config(out: pathlib.Path, config_class):
+    """The flags that a run was started with. Raises UserError."""
+    try:
+        saved = json.loads((out / "config.json").read_text())
+        saved["clip"] = tuple(saved["clip"])  # JSON has no tuples
+        return config_class(**saved)
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"--resume: no run in {out} (no config.json of this version)") from None
+
+
+def check(config, world: int) -> None:
+    """Refuse what can't work, before anything is loaded. Raises UserError."""
+    at_least_1 = "steps questions designs executions phase_steps design_tokens reply_tokens"
+    cli.check_at_least(config, 1, f"{at_least_1} max_calls eval_size")
+    cli.check_at_least(config, 0, "eval_every save_every kl max_length")
+    if not config.importance_cap >= 0:
+        raise UserError(f"--tis {config.tis}: the cap has to be 0 (off) or more")
+    if not 0 < config.lr < math.inf:
+        raise UserError(f"--lr {config.lr}: must be a positive number")
+    if not all(0 < bound < math.inf for bound in config.clip):
+        raise UserError(f"--clip {config.clip[0]} {config.clip[1]}: must be positive numbers")
+    if not 0 < config.gpu_memory < 1:
+        raise UserError(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
+    if config.fixed_design is not None:
+        if config.fixed_design not in FIXED_DESIGNS or config.stage != "executor":
+            names = ", ".join(FIXED_DESIGNS)
+            raise UserError(
+                f"--fixed-design {config.fixed_design}: has to be one of {names}, "
+                "and needs --stage executor, as nobody designs"
+            )
+    if config.policies == "two" and (config.engine != "hf" or config.shard):
+        raise UserError("--policies two: works with --engine hf and without --shard")
+    if config.questions % world:
+        next_multiple = -(-config.questions // world) * world
+        raise UserError(
+            f"--questions {config.questions} does not divide by the {world} ranks; "
+            f"try {next_multiple}"
+        )
+
+
+def open_folder(config, rank: int) -> pathlib.Path:
+    """The run's folder. A new run never writes over an old one. Raises UserError."""
+    out = pathlib.Path(config.out)
+    if rank != 0:
+        return out
+    if not config.resume and (out / "metrics.jsonl").exists():
+        raise UserError(
+            f"--out {out}: holds a run already; add --resume to go on with it, or name another folder"
+        )
+    config_file = out / "config.json"
+    if config_file.exists() and "phase_steps" not in config_file.read_text():
+        raise UserError(f"--out {out}: its config.json is not a run's; name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(config_file, json.dumps(asdict(config), indent=1) + "\n")
+    return out

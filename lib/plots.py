@@ -1,0 +1,68 @@
+"""curves.png: rewards and held-out accuracy, designs, outcomes; the stages as bands.
+
+Test: `pytest tests/test_train.py`. Read next: memory.py.
+"""
+
+import json
+import os
+import pathlib
+
+from lib.files import complete_lines
+
+COLOURS = {"executor": "#d9822b", "designer": "#2b6cd9", "both": "#888888"}
+
+
+def draw_curves(out: pathlib.Path) -> None:
+    """Write curves.png of a run's folder from its metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in complete_lines(out / "metrics.jsonl")]
+    if not rows:
+        return
+    figure, axes = plt.subplots(3, 1, figsize=(9, 9), sharex=True, constrained_layout=True)
+    for axis in axes:
+        draw_stages(axis, rows)
+    draw_rewards(axes[0], rows)
+    colours = plt.get_cmap("tab20").colors
+    draw_shares(axes[1], rows, "structures", "share of designs", colours)
+    draw_shares(axes[2], rows, "statuses", "share of outcomes", colours)
+    axes[2].set_xlabel("step (bands: orange the executor learns, blue the designer)")
+    for axis in axes:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.savefig(out / "curves.tmp.png", dpi=110)
+    plt.close(figure)
+    os.replace(out / "curves.tmp.png", out / "curves.png")
+
+
+def draw_stages(axis, rows: list[dict]) -> None:
+    axis.set_ylim(0, 1.02)
+    for row in rows:
+        roles = row["trained_roles"]
+        colour = COLOURS[roles[0] if len(roles) == 1 else "both"]
+        axis.axvspan(row["step"] - 0.5, row["step"] + 0.5, color=colour, alpha=0.08, linewidth=0)
+
+
+def draw_rewards(axis, rows: list[dict]) -> None:
+    steps = [row["step"] for row in rows]
+    for role in ("designer", "executor"):
+        rewards = [row[f"{role}_reward"] for row in rows]
+        label = f"{role} reward (training questions)"
+        axis.plot(steps, rewards, color=COLOURS[role], linewidth=1, label=label)
+    evaluated = [row for row in rows if "eval_accuracy" in row]
+    if evaluated:
+        accuracies = [row["eval_accuracy"] for row in evaluated]
+        axis.plot([row["step"] for row in evaluated], accuracies, "ko-", label="held-out accuracy")
+    axis.set_ylabel("reward")
+
+
+def draw_shares(axis, rows: list[dict], key: str, label: str, colours) -> None:
+    steps = [row["step"] for row in rows]
+    names = sorted({name for row in rows for name in row[key]})
+    shares = []
+    for name in names:
+        shares.append([row[key].get(name, 0) / max(1, sum(row[key].values())) for row in rows])
+    axis.stackplot(steps, shares, labels=names, alpha=0.85, colors=colours)
+    axis.set_ylabel(label)

@@ -1,0 +1,144 @@
+"""The records of a run: metrics.jsonl, episodes.jsonl, report.html, curves.png.
+
+    metrics.jsonl    one line a step
+    episodes.jsonl   one question a step: its designs, calls, tools, answers, rewards, advantages
+
+Both are appended to line by line. A resumed run first drops the lines of steps after its
+checkpoint, so that the files read as if nothing had happened. Test: `pytest tests/test_train.py`.
+Read next: plots.py.
+"""
+
+import json
+import pathlib
+import time
+
+from data_types import UserError
+from lib.cli import log
+from lib.files import atomic_write, complete_lines
+from lib.metrics import mean
+from lib.plots import draw_curves
+
+REPORT_SECONDS = 20.0  # how often report.html is written anew
+
+
+class Records:
+    """What a run leaves behind. Ranks that are not the writer do nothing."""
+
+    def __init__(self, out: pathlib.Path, config, step: int, is_writer: bool):
+        """step: updates done, where a resumed run goes on."""
+        self.out = out
+        self.config = config
+        self.is_writer = is_writer
+        self.files = {}
+        self.episode = {}
+        self.first_evaluation = {}  # the one before step 0, which goes into its line
+        self.reported = 0.0
+        if not is_writer:
+            return
+        self.send = open_tracker(config.tracker, out)
+        for name in ("metrics", "episodes"):
+            path = out / f"{name}.jsonl"
+            lines = complete_lines(path) if path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] < step]
+            atomic_write(path, "".join(line + "\n" for line in kept))
+            self.files[name] = open(path, "a", encoding="utf-8")
+        for page in (out / "episodes").glob("*.html"):
+            if int(page.stem) >= step:
+                page.unlink()
+
+    def keep_episode(self, step, trees, designer_adv_Q_M, executor_adv_Q_M_N, trainer) -> None:
+        """One question's tree of this step: each place of the batch in turn."""
+        if self.is_writer:
+            from viewer.pages import episode
+
+            q = step % len(trees)
+            policies = trainer.executor.policy, trainer.designer.policy
+            advantages = designer_adv_Q_M[q], executor_adv_Q_M_N[q]
+            self.episode = episode(step, trees[q], *advantages, *policies)
+            rewards = [e.reward for _, e in trees[q].pairs() if e.valid]
+            self.episode_reward = mean(rewards)
+
+    def add_step(self, metrics: dict, bar) -> None:
+        """A line of metrics, and one of the episode."""
+        roles = "+".join(metrics["trained_roles"])
+        bar.set_postfix(learns=roles, reward=f"{metrics['reward']:.2f}")
+        if not self.is_writer:
+            return
+        line = {**metrics, "episode_reward": self.episode_reward, **self.first_evaluation}
+        self.first_evaluation = {}
+        self.write("metrics", line)
+        self.write("episodes", self.episode)
+        numbers = {name: value for name, value in line.items() if isinstance(value, (int, float))}
+        self.send(numbers, metrics["step"])
+        done = metrics["step"] + 1
+        if bar.disable and done % self.config.phase_steps == 0:  # no bar: a line now and then
+            reward = f"reward {metrics['reward']:.2f}"
+            log.info(f"step {done}/{self.config.steps}: {roles} learned, {reward}")
+        if time.monotonic() - self.reported >= REPORT_SECONDS:
+            self.report()
+
+    def add_evaluation(self, evaluation: dict) -> None:
+        """Add an evaluation to the last line; one before the first step waits for the first line.
+
+        If a run has one step, its line keeps the evaluation from before as `eval_before`.
+        """
+        if not self.is_writer:
+            return
+        path = self.out / "metrics.jsonl"
+        lines = list(complete_lines(path))
+        if not lines:
+            self.first_evaluation = evaluation
+            return
+        last = json.loads(lines[-1])
+        if last["step"] == 0:
+            before = last.get("eval_before", last["eval_accuracy"])
+            evaluation = {"eval_before": before, **evaluation}
+        lines[-1] = json.dumps(last | evaluation)
+        self.files["metrics"].close()
+        atomic_write(path, "".join(line + "\n" for line in lines))
+        self.files["metrics"] = open(path, "a", encoding="utf-8")
+        self.send({"eval_accuracy": evaluation["eval_accuracy"]}, last["step"])
+
+    def write(self, name: str, line: dict) -> None:
+        self.files[name].write(json.dumps(line) + "\n")
+        self.files[name].flush()
+
+    def report(self) -> None:
+        from viewer.pages import write_report
+
+        write_report(self.out)
+        self.reported = time.monotonic()
+
+    def draw(self) -> None:
+        """Curves and report, as the run is now."""
+        if self.is_writer:
+            draw_curves(self.out)
+            self.report()
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+
+def open_tracker(name: str, out: pathlib.Path):
+    """A function (numbers, step) that sends metrics to TensorBoard or Weights & Biases.
+
+    Raises UserError if it is not installed.
+    """
+    if name == "none":
+        return lambda numbers, step: None
+    try:
+        if name == "wandb":
+            import wandb
+
+            return wandb.init(project="metaagent-x", name=out.name, dir=out).log
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(f"--tracker {name}: not installed; pip install {name}") from None
+    writer = SummaryWriter(out / "tensorboard")
+
+    def send(numbers: dict, step: int) -> None:
+        for key, value in numbers.items():
+            writer.add_scalar(key, value, step)
+
+    return send

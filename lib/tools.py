@@ -1,0 +1,62 @@
+"""The tools that agents may use: their help in the prompt, how a reply calls one, what comes back.
+
+A tool call is a fenced block at the end of a reply, ```python or ```tests. Its code runs in the
+sandbox. Test: `pytest tests/test_executor.py`. Read next: answers.py.
+"""
+
+import re
+
+from sandbox import Limits
+
+MAX_OUTPUT = 2000  # characters of a tool's output that an agent sees
+
+TOOL_HELP = {
+    "python": "You can run Python: reply with a ```python block and nothing after it, and you get "
+    "to see what it prints.",
+    "tests": "You can test a program on the question's examples: reply with it in a ```tests block "
+    "and nothing after it, and you get to see what passes.",
+}
+
+
+def parse_tool_call(text: str, tools: tuple[str, ...]) -> tuple[str, str] | None:
+    """The tool that a reply calls, and the code: its last block that names one of `tools`.
+
+    None if there is no such block, or if the reply has a final program.
+
+    >>> parse_tool_call("```python\\nprint(6 * 7)\\n```", ("python",))
+    ('python', 'print(6 * 7)')
+    """
+    tool_call = None
+    pattern = r"```(python|py|tests|solution)[ \t]*\n(.*?)```"
+    for name, code in re.findall(pattern, text, re.DOTALL):
+        name = "python" if name == "py" else name
+        if name == "solution":
+            return None
+        if name in tools:
+            tool_call = name, code.strip()
+    return tool_call
+
+
+async def run_tool(name: str, code: str, question, sandbox, seconds: float) -> str:
+    """What the agent sees of its tool call. Raises SandboxError."""
+    if name == "python":
+        output = await run_python(code, sandbox, seconds)
+    elif name == "tests":
+        from benchmarks.code_grading import public_test_report
+
+        output = await public_test_report(sandbox, question.tests, code)
+    else:
+        raise ValueError(f"unknown tool {name!r}")
+    return output[:MAX_OUTPUT]
+
+
+async def run_python(code: str, sandbox, seconds: float) -> str:
+    """What the code prints, and the last line of its error if it fails."""
+    outcome = await sandbox.run(code, limits=Limits(wall=seconds, cpu=seconds))
+    lines = []
+    if outcome.stdout.strip():
+        lines.append(outcome.stdout.strip())
+    if outcome.status != "ok":
+        error_lines = outcome.stderr.strip().splitlines()
+        lines.append(error_lines[-1] if error_lines else outcome.status)
+    return "\n".join(lines)

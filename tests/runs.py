@@ -1,0 +1,60 @@
+"""Training runs as the tests start them: small, in a process of their own."""
+
+import subprocess
+import sys
+import time
+
+from conftest import ONE_THREAD, ROOT, SMALL_RUN, lines
+from safetensors.torch import load_file
+
+
+def start(*arguments, launcher=(), flags=SMALL_RUN):
+    """Start train.py; `finish` waits for it."""
+    command = [sys.executable, *launcher, ROOT / "train.py", *flags, *arguments]
+    return subprocess.Popen(
+        [str(argument) for argument in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ONE_THREAD,
+    )
+
+
+def finish(process, expected=0):
+    """(stdout, stderr) of a run that ends with this exit code."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == expected, out + err
+    return out, err
+
+
+def train_run(*arguments, **options):
+    return finish(start(*arguments, **options))
+
+
+def weights(out, folder="checkpoint"):
+    return load_file(out / folder / "model.safetensors")
+
+
+def tiny_weights():
+    return load_file(ROOT / "tiny" / "model.safetensors")
+
+
+def same(a, b):
+    """Whether two sets of weights are equal, bit for bit."""
+    return all((a[name] == b[name]).all() for name in a)
+
+
+def largest_difference(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def timeless(rows):
+    """The metrics without those that a clock makes."""
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def wait_for_steps(process, out, count):
+    deadline = time.monotonic() + 120
+    while len(lines(out)) < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)

@@ -1,0 +1,190 @@
+"""A server as the model: its answers are used, its failures are asked again, and what is left is
+infrastructure, never a 0."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import QUESTION, ROOT
+
+from data_types import EngineError, PromptTooLong
+from engines.openai_api import ChatEngine
+from executor import Runtime
+from lib.statistics import record, summarise
+from rollout import Rollout
+from sandbox import Sandbox
+
+SCRIPT = 'submit(Agent("a", "i")(question))'
+
+
+@pytest.fixture
+def server():
+    """A chat API on loopback that answers as `behave(messages, number of the request)` says: a
+    text, a status, raw bytes, or None: never."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                seen.append(request)
+                number = len(seen)
+            answer = state["behave"](request["messages"], number)
+            status, body = 200, answer
+            if answer is None:
+                stop.wait(5)
+                return
+            if isinstance(answer, int):
+                status, body = (
+                    answer,
+                    json.dumps({"error": {"message": state.get("message", "no")}}).encode(),
+                )
+            elif isinstance(answer, str):
+                body = json.dumps(
+                    {
+                        "id": "1",
+                        "object": "chat.completion",
+                        "created": 1,
+                        "model": "m",
+                        "usage": {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8},
+                        "choices": [
+                            {
+                                "index": 0,
+                                "finish_reason": "stop",
+                                "message": {"role": "assistant", "content": answer},
+                            }
+                        ],
+                    }
+                ).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    seen, state, lock, stop = (
+        [],
+        {"behave": lambda messages, number: "hi"},
+        threading.Lock(),
+        threading.Event(),
+    )
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    state.update(url=f"http://127.0.0.1:{httpd.server_port}/v1", seen=seen)
+    yield state
+    stop.set()
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def sample(server, **settings):
+    async def go():
+        engine = ChatEngine(server["url"], "m", **{"pause": 0.01, "timeout": 2.0, **settings})
+        return await engine.sample(
+            engine.render([{"role": "user", "content": "hello"}]), 5, 3, 0.5
+        ), engine
+
+    return asyncio.run(go())
+
+
+def test_an_answer(server):
+    completion, engine = sample(server)
+    assert (
+        completion.text == "hi"
+        and len(completion.ids) == 7 == engine.tokens
+        and not completion.truncated
+        and engine.retries == 0
+    )
+    (request,) = server["seen"]
+    assert (
+        request["messages"] == [{"role": "user", "content": "hello"}]
+        and request["max_tokens"] == 5
+        and request["temperature"] == 0.5
+        and request["seed"] == 3
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        500,
+        503,
+        429,
+        b"nonsense",
+        b"{}",
+        b"[]",
+        b'{"choices": []}',
+        b'{"choices": [{"message": {"content": null}}]}',
+        b"",
+        None,
+    ],
+)
+def test_a_server_that_fails_twice_is_asked_again(server, bad):
+    server["behave"] = lambda messages, number: "at last" if number > 2 else bad
+    completion, engine = sample(server, timeout=0.5)
+    assert completion.text == "at last" and engine.retries == 2
+
+
+def test_a_server_that_fails_for_ever_is_an_error_and_so_is_none(server):
+    server["behave"] = lambda messages, number: 500
+    with pytest.raises(EngineError, match="3 tries"):
+        sample(server, tries=3)
+    with pytest.raises(EngineError):
+        sample({"url": "http://127.0.0.1:9/v1"}, tries=2)
+
+
+def test_a_prompt_that_is_too_long_is_not_asked_again(server):
+    server["behave"], server["message"] = (
+        (lambda messages, number: 400),
+        "This model's maximum context length is 5 tokens",
+    )
+    with pytest.raises(PromptTooLong):
+        sample(server)
+    assert len(server["seen"]) == 1
+
+
+def test_failures_are_infrastructure_and_never_a_zero(server):
+    """Of six questions two cannot be had: four count, all right."""
+    server["behave"] = lambda messages, number: (
+        500 if "bad" in messages[-1]["content"] else r"\\boxed{42}"
+    )
+
+    async def go():
+        engine = ChatEngine(server["url"], "m", tries=2, pause=0.01)
+        async with Sandbox() as sandbox:
+            rollout = Rollout(Runtime(engine, engine, sandbox))
+            questions = []
+            for i in range(6):
+                prompt = "bad" if i < 2 else f"good {i}"
+                questions.append(replace(QUESTION, id=str(i), prompt=prompt))
+            return await rollout.rollout(questions, 1, 1, ("t",), SCRIPT), engine
+
+    trees, engine = asyncio.run(go())
+    statuses = Counter(tree.executions[0][0].status for tree in trees)
+    assert statuses == {"infra_error": 2, "answered": 4} and engine.retries == 2
+    result = summarise("x", "single", [record(tree) for tree in trees])
+    assert result.accuracy == 1.0 and len(result.correct) == 4 and result.infra_errors == 2
+
+
+def test_the_command(server, tmp_path):
+    server["behave"] = lambda messages, number: (
+        "```python\n" + SCRIPT + "\n```" if "Design" in messages[0]["content"] else r"\\boxed{4}"
+    )
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": "2 + 2?", "answer": 4}))
+    flags = ["--engine", "openai", "--url", server["url"], "--model", "m", "--samples", "2"]
+    flags += ["--tasks", "q.jsonl", "--modes", "single,self-consistency,metaagent", "--out", "out"]
+    command = [sys.executable, str(ROOT / "eval.py"), *flags]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [row["accuracy"] for row in rows] == [1.0] * 3
+    assert rows[2]["calls"] == 1.0 and rows[2]["tokens"] == 14.0

@@ -1,0 +1,88 @@
+"""Metrics of a step, from executions whose numbers are given."""
+
+import pytest
+import torch
+
+from data_types import Call, Design, Execution, Question, Tree
+from designer import FIXED_DESIGNS
+from lib.metrics import (
+    Clock,
+    execution_stats,
+    kind_of,
+    merge_updates,
+    rollout_metrics,
+    structure,
+    variance_split,
+)
+
+
+@pytest.mark.parametrize(
+    "script, name, kind",
+    [
+        (FIXED_DESIGNS["single"], "single", "single"),
+        (FIXED_DESIGNS["coder"], "single+python", "single"),
+        (FIXED_DESIGNS["coders"], "vote+python", "ensemble"),
+        (FIXED_DESIGNS["relay"], "sequence", "other"),
+        (FIXED_DESIGNS["reflect"], "reflect", "reflection"),
+        (FIXED_DESIGNS["debate"], "debate", "debate"),
+        ("for i in range(3):\n    r = Agent('a', 'b')(question)", "loop", "own loop"),
+        ("judge(a, question, replies)", "judge", "ensemble"),
+        ("print(1)", "none", "other"),
+    ],
+)
+def test_structures(script, name, kind):
+    assert structure(script) == name and kind_of(name) == kind
+
+
+def call(*logprobs):
+    return Call("a", (1,), (2,) * len(logprobs), logprobs, "text")
+
+
+def test_metrics_by_hand():
+    """Two designs of one question: rewards 1, 0 and 1, spoiled."""
+    right = Execution((call(-1.0, -3.0),), "x", "answered", reward=1.0)
+    wrong = Execution((), None, "invalid_script")
+    spoiled = Execution((), None, "infra_error")
+    designs = Design("submit(Agent('a', 'b')(question))", (1,), (2,), (-0.5,)), Design("x")
+    tree = Tree(Question("q", "?", "1", family="f"), designs, ((right, wrong), (right, spoiled)))
+    metrics = rollout_metrics(execution_stats([tree]))
+    assert metrics["reward"] == pytest.approx(2 / 3)
+    assert metrics["designer_reward"] == pytest.approx((1 / 2 + 1) / 2)
+    assert metrics["executor_reward"] == 1.0 and metrics["call_entropy"] == 2.0
+    assert metrics["valid_designs"] == pytest.approx(2 / 3) and metrics["infra_errors"] == 1
+    assert metrics["frac_reward_zero_std"] == 0.0
+    assert metrics["statuses"] == {"answered": 2, "invalid_script": 1, "infra_error": 1}
+    assert metrics["structures"] == {"single": 2, "none": 2}
+
+
+def test_variance_split_by_hand():
+    """Means 1/2 and 1 around 3/4: between 1/16; within (1/4 + 1/4 + 0 + 0) / 4 = 1/8; the total is
+    3/16 = p (1 - p) at p = 3/4."""
+    rewards = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
+    before = rewards.clone()
+    between, within = variance_split(rewards)
+    assert (between, within) == pytest.approx((1 / 16, 1 / 8))
+    assert between + within == pytest.approx(3 / 16) and torch.equal(rewards, before)
+
+
+def test_updates_of_two_policies_are_one_line():
+    executor = {"trained_tokens": 10, "skipped": 0, "mismatch_max": 0.1, "loss": 1.0}
+    designer = {"trained_tokens": 4, "skipped": 1, "mismatch_max": 0.3, "loss": 3.0}
+    idle = {"trained_tokens": 0, "skipped": 0, "mismatch_max": 0.0, "loss": 0.0}
+    merged = {"trained_tokens": 14, "skipped": 1, "mismatch_max": 0.3, "loss": 2.0}
+    assert merge_updates([executor, designer]) == merged
+    assert merge_updates([executor, idle]) == executor
+
+
+def test_the_clock_adds_up():
+    class Engine:
+        tokens, seconds, cpu_seconds = 5, 1.0, 0.0
+
+    engine = Engine()
+    clock = Clock([engine])
+    engine.tokens, engine.seconds = 12, 1.5
+    clock.lap("rollout")
+    clock.lap("update")
+    metrics = clock.metrics()
+    assert metrics["tokens"] == 7 and metrics["seconds_sampling"] == 0.5
+    assert metrics["seconds"] >= metrics["seconds_rollout"] + metrics["seconds_update"]

@@ -1,0 +1,198 @@
+"""The update: one weight for every token, whatever the micro-batches; faults; importance weights."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, learner
+
+import train
+from data_types import Sample
+from policy import collate
+
+
+def batch(advantages, varied=True):
+    """Samples of 4, 5, 6 ... random tokens, or of 12 each."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for i, advantage in enumerate(advantages):
+        length = 4 + i if varied else 12
+        ids = torch.randint(5, 300, (length,), generator=generator).tolist()
+        samples.append(Sample((5, 6, 7), tuple(ids), (-2.0,) * length, advantage, "executor"))
+    return samples
+
+
+def weights(subject):
+    return {name: p.detach().clone() for name, p in subject.policy.model.named_parameters()}
+
+
+def moved(subject, before):
+    now = subject.policy.model.named_parameters()
+    return any(not torch.equal(before[name], p) for name, p in now)
+
+
+def test_equal_rewards_change_nothing():
+    """A step whose groups are all equal has an exactly zero gradient: the weights stay."""
+    subject = learner()
+    before = weights(subject)
+    update = subject.update(batch([0.0] * 4))
+    assert update["grad_norm"] == 0.0 and not moved(subject, before)
+    assert subject.update([])["trained_tokens"] == 0
+
+
+def test_zero_advantages_count_as_tokens():
+    """Samples that teach nothing are not computed, but the mean is over them too."""
+    with_zeros = learner().update(batch([1.0, -1.0, 0.0, 0.0]))
+    without = learner().update(batch([1.0, -1.0]))
+    assert with_zeros["loss"] == pytest.approx(without["loss"] * 9 / 22, rel=1e-5)
+    assert with_zeros["grad_norm"] == pytest.approx(without["grad_norm"] * 9 / 22, rel=1e-4)
+
+
+ADVANTAGES = [1.0, -1.0, 0.5, 0.25, -0.5, 2.0, -2.0, 0.1]
+
+
+def test_micro_batches_do_not_change_the_update():
+    one = learner(max_tokens=100_000).update(batch(ADVANTAGES))
+    eight = learner(max_tokens=1).update(batch(ADVANTAGES))
+    assert one["loss"] == pytest.approx(eight["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(eight["grad_norm"], rel=1e-4)
+
+
+def test_shared_prefixes_do_not_change_the_update(monkeypatch):
+    """Rows that share prefixes, and the plain padded rows of policy.collate."""
+    shared = learner().update(batch(ADVANTAGES))
+    monkeypatch.setattr(train, "SHARE_PREFIXES", False)
+    plain = learner().update(batch(ADVANTAGES))
+    for name in ("loss", "grad_norm", "entropy", "mismatch_mean"):
+        assert plain[name] == pytest.approx(shared[name], rel=1e-4), name
+    assert plain["trained_tokens"] == shared["trained_tokens"]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    subject = learner()
+    before = weights(subject)
+    for _ in range(2):
+        assert subject.update(batch([float("nan"), 1.0]))["skipped"] == 1
+    assert not moved(subject, before)
+    with pytest.raises(FloatingPointError, match="three steps"):
+        subject.update(batch([float("nan"), 1.0]))
+    recovered = learner()
+    recovered.update(batch([float("nan")]))
+    assert recovered.update(batch([1.0, -1.0]))["skipped"] == 0
+    assert recovered.num_bad_steps == 0
+
+
+def test_the_kl_term_pulls_back():
+    """At the start the policy is its reference: no KL. After an update away from it, it pulls."""
+    subject = learner(kl=1.0)
+    assert subject.update(batch([0.0, 0.0]))["grad_norm"] < 1e-6
+    for _ in range(3):
+        subject.update(batch([1.0, -1.0]))
+    assert subject.update(batch([0.0, 0.0]))["grad_norm"] > 1e-4
+
+
+def test_a_wrong_sampler_shows_and_is_weighed():
+    """Log-probabilities that are 0.5 too low: the gap is measured, and --tis weighs every token by
+    exp(0.5), or by its cap."""
+    exact = learner()
+    shifted = []
+    for sample in batch([1.0, -1.0, 0.5, 0.25]):
+        logprobs_K, _ = exact.model(collate([sample], exact.policy.pad_id))
+        too_low = tuple(logprob - 0.5 for logprob in logprobs_K.tolist())
+        shifted.append(replace(sample, old_logprobs=too_low))
+    plain, weighed, capped = (learner(tis=tis).update(shifted) for tis in (0.0, 2.0, 1.2))
+    assert plain["mismatch_mean"] == pytest.approx(0.5, abs=1e-4)
+    assert weighed["mismatch_max"] == pytest.approx(0.5, abs=1e-4)
+    assert plain["mismatch_kl"] == pytest.approx(2.718281828**0.5 - 1.5, abs=1e-3)
+    assert plain["clip_frac"] > 0 == weighed["clip_frac"] and weighed["ratio"] == 1.0
+    expected = capped["grad_norm"] * 2.718281828**0.5 / 1.2
+    assert weighed["grad_norm"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_memory_of_an_update_does_not_grow_with_the_number_of_samples():
+    """Bytes that autograd keeps at any one time: 48 samples of one question, and of six."""
+    peaks = []
+    for num_questions in (1, 6):
+        subject = learner(max_tokens=256)
+        live, peak = [0], [0]
+
+        class Kept:
+            def __init__(self, tensor):
+                self.tensor = tensor
+                self.size = tensor.numel() * tensor.element_size()
+                live[0] += self.size
+                peak[0] = max(peak[0], live[0])
+
+            def __del__(self):
+                live[0] -= self.size
+
+        samples = []
+        for q in range(num_questions):
+            for sample in batch([1.0, -1.0] * 24, varied=False):
+                samples.append(replace(sample, prompt_ids=(5 + q, 6, 7)))
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            subject.update(samples)
+        peaks.append(peak[0])
+    assert peaks[1] < peaks[0] * 1.05
+
+
+UNEVEN = """
+import os, sys
+sys.path[:0] = sys.argv[1:3]
+import torch, torch.distributed as dist
+import train
+from config import Config
+from engines.hf import HFEngine
+from lib.distributed import iterate_weights, join
+from policy import Policy
+from test_update import batch
+
+rank = int(os.environ["RANK"])
+torch.set_num_threads(1)
+join(2, 60)
+policy = Policy(sys.argv[1] + "/tiny", dtype=torch.float64)
+subject = train.Learner(Config(shard=sys.argv[3] == "shard"), policy, None, {"executor"})
+subject.max_tokens = 16
+for _ in range(2):
+    subject.update(batch([1.0, -1.0] * 3 if rank == 0 else [1.0]))
+weights = dict(iterate_weights(policy.model))
+if rank == 0:
+    torch.save(weights, sys.argv[4])
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_with_other_numbers_of_micro_batches(tmp_path):
+    """Six on one rank, one on the other: --shard, where each pass is collective, equals DDP."""
+    script = tmp_path / "uneven.py"
+    script.write_text(UNEVEN)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for how in ("ddp", "shard"):
+        arguments = [script, ROOT, ROOT / "tests", how, tmp_path / how]
+        command = [sys.executable, *torchrun, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr[-2000:]
+    ddp, sharded = torch.load(tmp_path / "ddp"), torch.load(tmp_path / "shard")
+    assert max((ddp[name] - sharded[name]).abs().max().item() for name in ddp) < 1e-12
+
+
+SINGLE_RANK = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch.distributed as dist
+from conftest import learner
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=0, world_size=1)
+assert not isinstance(learner().model, DistributedDataParallel)
+"""
+
+
+def test_one_rank_is_not_wrapped_in_ddp(tmp_path):
+    """vLLM initialises torch.distributed on a single GPU: DDP would only cost memory there."""
+    arguments = map(str, (ROOT, ROOT / "tests", tmp_path / "store"))
+    command = [sys.executable, "-c", SINGLE_RANK, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,79 @@
+"""The pictures of the README, from the pages of a real run: docs/run.png, docs/tree.png,
+docs/report.png.
+
+python tests/screenshots.py runs/x           (needs chromium, and what tests/requirements.txt names)
+"""
+
+import json
+import pathlib
+import sys
+
+from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+import pages
+
+DOCS, WIDTH = ROOT / "docs", 1180
+
+
+def most_interesting(out: pathlib.Path):
+    """(step, design, execution) with the most rounds, then the most calls, among those that ended
+    right, of the steps that have a page."""
+    found = []
+    for line in pages.whole_lines(out / "episodes.jsonl"):
+        row = json.loads(line)
+        found += [
+            (
+                len({call["round"] for call in execution["calls"]}),
+                len(execution["calls"]),
+                row["step"],
+                m,
+                n,
+            )
+            for m, design in enumerate(row["designs"])
+            for n, execution in enumerate(design["executions"])
+            if execution["reward"] == 1 and pages.episode_path(out, row["step"]).exists()
+        ]
+    return max(found)[2:]
+
+
+def main(out: pathlib.Path):
+    step, m, n = most_interesting(out)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
+        page.goto(pages.episode_path(out, step).resolve().as_uri())
+        page.locator(f"#leaf-{m}-{n}").click()
+        bottom = page.locator("#tree").evaluate(
+            "(node) => node.getBoundingClientRect().bottom + scrollY"
+        )
+        page.screenshot(
+            path=DOCS / "tree.png",
+            full_page=True,
+            clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom + 10},
+        )
+        page.locator("#written summary").click()
+        page.locator("details.call summary").last.click()
+        page.locator("details.call h3").first.wait_for()
+        top = page.locator("h2", has_text="Design ").first.evaluate(
+            "(node) => node.getBoundingClientRect().top + scrollY"
+        )
+        height = page.evaluate("document.documentElement.scrollHeight")
+        page.screenshot(
+            path=DOCS / "run.png",
+            full_page=True,
+            clip={"x": 0, "y": top - 8, "width": WIDTH, "height": height - top + 8},
+        )
+        page.goto((out / "report.html").resolve().as_uri())
+        page.screenshot(path=DOCS / "report.png", full_page=True)
+        browser.close()
+    for name in ("run", "tree", "report"):
+        Image.open(DOCS / f"{name}.png").convert("RGB").quantize(128).save(
+            DOCS / f"{name}.png", optimize=True
+        )
+        print(f"docs/{name}.png: {(DOCS / f'{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
