@@ -23,8 +23,9 @@ import threading
 import time
 
 from attacks import ATTACKS
-from programs import call
-from sandbox import Limits, ProtocolError, Sandbox, SandboxError
+from benchmarks.code_grading import call
+from data_types import ProtocolError, SandboxError
+from sandbox import Limits, Sandbox
 
 CANARY = "TRUTH" + "CANARY"
 LIMITS = Limits(wall=1.0, cpu=1.0, memory=256 << 20, messages=50)
@@ -83,7 +84,7 @@ def jails():
     found = set()
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"jail.py" in path.read_bytes():
+            if b"jail/server.py" in path.read_bytes():
                 found.add(path.parent.name)
         except OSError:
             pass

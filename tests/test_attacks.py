@@ -15,7 +15,7 @@ from conftest import ROOT, SHARED
 NOBODY = 65534
 FILES = (
     "sandbox.py",
-    "jail.py",
+    "jail/server.py",
     "mas.py",
     "programs.py",
     "tests/attacks.py",

@@ -13,8 +13,9 @@ from conftest import ROOT  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from executor import check_ask
-from sandbox import Limits, ProtocolError, Sandbox, Session
+from executor import parse_ask
+from data_types import ProtocolError
+from sandbox import Limits, Sandbox, Session
 
 BATCH, BATCHES = (
     100,
@@ -135,7 +136,7 @@ def test_scripts_messages():
                     continue
                 for ask in message["asks"] if isinstance(message.get("asks"), list) else [message]:
                     try:
-                        check_ask(ask)
+                        parse_ask(ask)
                         counts["asks"] += 1
                     except ProtocolError:
                         pass
@@ -179,7 +180,7 @@ def test_control_messages():
     with asyncio.Runner() as runner:
         sandbox = Sandbox("landlock")  # here the server's process is known
         runner.run(sandbox.__aenter__())
-        sandbox.counter = 10**6  # not the runs that the fuzz may name
+        sandbox.num_runs = 10**6  # not the runs that the fuzz may name
         server, before = sandbox.server.pid, []
 
         @quick

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
 from conftest import (
     CHROMIUM,
     CHROMIUM_FLAGS,
@@ -22,71 +21,45 @@ from conftest import (
 )
 
 import credit
-import pages
-from designer import FIXED, Design
-from policy import HFEngine
-from rollout import Tree, stack
-from tasks import UserError, arithmetic
+from data_types import Budget, Design, Tree, UserError
+from designer import FIXED_DESIGNS
+from engines.hf import HFEngine
+from rollout import stack_rewards
+from tasks import arithmetic
+from viewer import pages
 
 
 @pytest.fixture(scope="module")
 def shown(policy):
     """An episode of three designs by hand, two executions each, played by the tiny model."""
 
-    async def fixed(script):
-        from executor import Budget
-        from rollout import Rollout
-        from sandbox import Sandbox
-
-        async with Sandbox() as sandbox:
-            return (
-                await Rollout(
-                    HFEngine(policy), policy, sandbox, Budget(calls=8, reply_tokens=48), 96
-                )([QUESTION], 1, 2, ("pages",), script)
-            )[0]
-
-    def written(script):  # as if it had been sampled
+    designs, executions = [], []
+    for name, rewards in (("debate", (0.0, 1.0)), ("coder", (1.0, 1.0)), ("vote", (0.0, 0.0))):
+        script = FIXED_DESIGNS[name]
+        engine, budget = HFEngine(policy), Budget(calls=8, reply_tokens=48)
+        (tree,) = grow(policy, engine, [QUESTION], 1, 2, ("pages",), script, budget)
+        runs = zip(tree.executions[0], rewards)
+        executions.append(tuple(replace(execution, reward=reward) for execution, reward in runs))
         ids = tuple(policy.tokenizer.encode(script, add_special_tokens=False))
-        return Design(
-            script, (1,), ids, tuple(-0.01 if i % 3 else -4.0 for i in range(len(ids))), "", script
-        )
+        logprobs = tuple(-0.01 if i % 3 else -4.0 for i in range(len(ids)))
+        designs.append(Design(script, (1,), ids, logprobs, "", script))  # as if it were sampled
+    return credited(7, Tree(QUESTION, tuple(designs), tuple(executions)), policy)
 
-    trees = [asyncio.run(fixed(FIXED[name])) for name in ("debate", "coder", "vote")]
-    tree = Tree(
-        QUESTION,
-        tuple(written(tree.designs[0].script) for tree in trees),
-        tuple(tree.executions[0] for tree in trees),
-        torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]),
-        torch.ones(3, 2, dtype=torch.bool),
-    )
-    rewards, _ = stack([tree])
-    return pages.episode(
-        7,
-        tree,
-        credit.designer_advantages(rewards)[0],
-        credit.executor_advantages(rewards)[0],
-        policy,
-    )
+
+def credited(step, tree, policy):
+    """The episode of a tree, with its advantages."""
+    rewards, valid = stack_rewards([tree])
+    designer_adv = credit.designer_advantages(rewards, valid)[0]
+    executor_adv = credit.executor_advantages(rewards, valid)[0]
+    return pages.episode(step, tree, designer_adv, executor_adv, policy)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short training run."""
     out = tmp_path_factory.mktemp("pages") / "run"
-    process = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            *SMALL_RUN,
-            "--steps",
-            "3",
-            "--no-eval-fixed",
-            "--out",
-            str(out),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL_RUN, "--steps", "3"]
+    process = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return out
 
@@ -98,78 +71,58 @@ def test_who_read_what(policy):
     """A critic reads the attempt, the solver the review; agents of one round don't read each
     other; a judge reads all."""
     answers = iter(["first 7", "second 8", "third 8", "judged 9"])
-    script = 'team = [Agent(f"s{i}", "go") for i in range(3)]\nsubmit(judge(Agent("j", "judge"), question, ask_all(team, question)))'
+    script = """
+team = [Agent(f"s{i}", "go") for i in range(3)]
+submit(judge(Agent("j", "judge"), question, ask_all(team, question)))
+"""
     execution, _ = execute(policy, script, lambda prompt: next(answers))
-    assert pages.reads(execution.calls, QUESTION.prompt) == [[-1], [-1], [-1], [-1, 0, 1, 2]]
+    assert pages.calls_read(execution.calls, QUESTION.prompt) == [[-1], [-1], [-1], [-1, 0, 1, 2]]
     assert [call.round for call in execution.calls] == [1, 1, 1, 2] and execution.submitted == 3
     answers = iter(["```python\nprint(6 * 7)\n```", r"\boxed{42}", "APPROVED"])
     script = 'submit(reflect(Agent("s", "go", tools=["python"]), Agent("c", "check"), question))'
     execution, _ = execute(policy, script, lambda prompt: next(answers))
-    assert pages.reads(execution.calls, QUESTION.prompt) == [[-1], [0], [-1, 1]]
-    assert [(call.round, call.turn) for call in execution.calls] == [
-        (1, 0),
-        (1, 1),
-        (2, 0),
-    ] and execution.submitted == 1
+    assert pages.calls_read(execution.calls, QUESTION.prompt) == [[-1], [0], [-1, 1]]
+    places = [(call.round, call.turn) for call in execution.calls]
+    assert places == [(1, 0), (1, 1), (2, 0)] and execution.submitted == 1
     answers = iter(["4", "it is 42"])  # a reply that is a part of a word is not read
     execution, _ = execute(
         policy,
         'a = Agent("a", "b")\na(question)\nsubmit(a("not 42 at all"))',
         lambda prompt: next(answers),
     )
-    assert pages.reads(execution.calls, QUESTION.prompt) == [[-1], []]
+    assert pages.calls_read(execution.calls, QUESTION.prompt) == [[-1], []]
 
 
 def test_tokens_are_the_text(shown, policy):
-    for design in shown["designs"]:
-        for call in (call for execution in design["executions"] for call in execution["calls"]):
-            assert len(call["tokens"]) == len(call["logprobs"]) == call[
-                "completion_tokens"
-            ] and "".join(call["tokens"]).startswith(call["text"])
+    executions = [execution for design in shown["designs"] for execution in design["executions"]]
+    for call in [call for execution in executions for call in execution["calls"]]:
+        assert len(call["tokens"]) == len(call["logprobs"]) == call["completion_tokens"]
+        assert "".join(call["tokens"]).startswith(call["text"])
     ids = policy.tokenizer.encode("é 😀 漢字 x", add_special_tokens=False)
-    assert "".join(policy.pieces(ids)) == "é 😀 漢字 x" and len(policy.pieces(ids)) == len(ids)
+    pieces = pages.token_pieces(policy.tokenizer, ids)
+    assert "".join(pieces) == "é 😀 漢字 x" and len(pieces) == len(ids)
 
 
 def test_what_the_infrastructure_spoiled_has_no_reward(policy):
     """One execution right, one lost with the sandbox: the design's reward is 1, as in training,
     and the lost one's is not known."""
-    lost = replace(
-        execute(policy, FIXED["single"], r"\boxed{42}")[0],
-        status="infra_error",
-        answer=None,
-        submitted=None,
-    )
-    tree = Tree(
-        QUESTION,
-        (Design(FIXED["single"]),),
-        ((execute(policy, FIXED["single"], r"\boxed{42}")[0], lost),),
-        torch.tensor([[1.0, 0.0]]),
-        torch.tensor([[True, False]]),
-    )
-    rewards, valid = stack([tree])
-    shown = pages.episode(
-        0,
-        tree,
-        credit.designer_advantages(rewards, valid)[0],
-        credit.executor_advantages(rewards, valid)[0],
-        policy,
-    )
-    assert shown["designs"][0]["reward"] == 1.0 and [
-        one["reward"] for one in shown["designs"][0]["executions"]
-    ] == [1.0, None]
+    execution, _ = execute(policy, FIXED_DESIGNS["single"], r"\boxed{42}")
+    right = replace(execution, reward=1.0)
+    lost = replace(execution, status="infra_error", answer=None, submitted=None)
+    tree = Tree(QUESTION, (Design(FIXED_DESIGNS["single"]),), ((right, lost),))
+    shown = credited(0, tree, policy)
+    (design,) = shown["designs"]
+    rewards = [execution["reward"] for execution in design["executions"]]
+    assert design["reward"] == 1.0 and rewards == [1.0, None]
     assert pages.as_text(shown).count("reward: ") == 1
 
 
 def test_the_tree_in_a_terminal(shown):
     drawn, plain = pages.as_text(shown), pages.as_text(shown, lines=False)
-    assert (
-        "├─ design 1: debate, reward 0.50" in drawn
-        and "│  └─ execution 2" in drawn
-        and re.search(r"round 2\n.*solver", drawn)
-    )
-    assert not set("├└│─") & set(plain) and [line.strip() for line in plain.splitlines()] == [
-        line.lstrip("├└│─ ").rstrip() for line in drawn.splitlines()
-    ]
+    assert "├─ design 1: debate, reward 0.50" in drawn and "│  └─ execution 2" in drawn
+    assert re.search(r"round 2\n.*solver", drawn) and not set("├└│─") & set(plain)
+    plain_lines = [line.strip() for line in plain.splitlines()]
+    assert plain_lines == [line.lstrip("├└│─ ").rstrip() for line in drawn.splitlines()]
     hostile = json.loads(json.dumps(shown).replace("debate", "\\u001b]0;x\\u0007\\u202e"))
     assert "\x1b" not in pages.as_text(hostile) and "\u202e" not in pages.as_text(hostile)
 
@@ -303,22 +256,17 @@ def test_a_report_that_can_be_watched(run, tmp_path, episodes):
     left out."""
     for name in ("config.json", "metrics.jsonl", "episodes.jsonl"):
         text = (run / name).read_text()
-        whole = {"config.json": None, "metrics.jsonl": 1, "episodes.jsonl": episodes}[name]
-        (tmp_path / name).write_text(
-            text
-            if whole is None
-            else "".join(line + "\n" for line in text.split("\n")[:whole])
-            + text.split("\n")[whole][:50]
-        )
+        num_lines = {"config.json": None, "metrics.jsonl": 1, "episodes.jsonl": episodes}[name]
+        if num_lines is not None:
+            lines = text.split("\n")
+            text = "".join(line + "\n" for line in lines[:num_lines]) + lines[num_lines][:50]
+        (tmp_path / name).write_text(text)
     pages.write_report(tmp_path)
-    data = json.loads(
-        re.search(r'id="data">(.*?)</script>', (tmp_path / "report.html").read_text(), re.DOTALL)[1]
-    )
-    assert (
-        data["running"]
-        and [row["step"] for row in data["rows"]] == [0]
-        and [one["page"] for one in data["episodes"]] == ["episodes/00000.html"] * episodes
-    )
+    html = (tmp_path / "report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
+    assert data["running"] and [row["step"] for row in data["rows"]] == [0]
+    links = [episode["page"] for episode in data["episodes"]]
+    assert links == ["episodes/00000.html"] * episodes
 
 
 def test_no_run_no_report(tmp_path):
@@ -392,15 +340,12 @@ def written(tmp_path, episode):
 
 @needs_chromium
 def test_every_call_is_in_the_page(run, open_page):
-    subprocess.run(
-        [sys.executable, str(ROOT / "pages.py"), str(run)], check=True, capture_output=True
-    )
-    rows, count = (
-        [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()],
-        0,
-    )
+    command = [sys.executable, "-m", "viewer.pages", str(run)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    rows = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    count = 0
     for row in rows:
-        page = open_page(pages.episode_path(run, row["step"]))
+        page = open_page(run / "episodes" / f"{row['step']:05d}.html")
         assert page.locator("#asked").text_content() == row["question"]
         for m, design in enumerate(row["designs"]):
             for n, execution in enumerate(design["executions"]):
@@ -567,7 +512,7 @@ def test_the_report_in_a_browser(run, open_page):
 @needs_chromium
 def test_two_hundred_executions(large, open_page, tmp_path):
     """Ten designs of twenty executions: under 5 MB, and all of it there. How long it takes to
-    open: tests/bench_pages.py."""
+    open: experiments/bench/pages.py."""
     path = written(tmp_path, large)
     assert path.stat().st_size < 5e6
     page = open_page(path)
@@ -577,12 +522,7 @@ def test_two_hundred_executions(large, open_page, tmp_path):
 
 
 def test_a_design_without_executions_or_script(policy, tmp_path):
-    tree = Tree(
-        replace(QUESTION, answer=""),
-        (Design("", error="the design is empty"),),
-        ((),),
-        torch.zeros(1, 0),
-        torch.zeros(1, 0, dtype=torch.bool),
-    )
+    design = Design("", error="the design is empty")
+    tree = Tree(replace(QUESTION, answer=""), (design,), ((),))
     shown = pages.episode(None, tree, None, None, policy)
     assert shown["designs"][0]["executions"] == [] and "the design is empty" in pages.as_text(shown)

@@ -4,7 +4,6 @@ nobody else let in."""
 import asyncio
 import contextlib
 import json
-import math
 import signal
 import socket
 import subprocess
@@ -16,12 +15,12 @@ import pytest
 from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT, Scripted, needs_chromium
 
 import eval as evaluation
-import serve
-from executor import Budget
-from policy import EngineError, HFEngine
+from data_types import Budget, EngineError, UserError
+from engines.hf import HFEngine
+from executor import Runtime
 from rollout import Rollout
 from sandbox import Sandbox
-from tasks import UserError
+from viewer import serve
 
 SCRIPT = '```python\na = Agent("first", "Go.")\nb = Agent("second", "Check.")\nr = a(question)\nsubmit(b(r))\n```'
 
@@ -56,17 +55,10 @@ async def serving(engine, policy, script_seconds=5.0):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     async with Sandbox() as sandbox:
-        server = asyncio.ensure_future(
-            serve.Server(
-                Rollout(
-                    engine,
-                    policy,
-                    sandbox,
-                    Budget(calls=8, reply_tokens=48, script_seconds=script_seconds),
-                ),
-                evaluation.Config(design_tokens=96, port=port),
-            ).run()
-        )
+        budget = Budget(calls=8, reply_tokens=48, script_seconds=script_seconds)
+        rollout = Rollout(Runtime(engine, policy, sandbox, budget))
+        config = evaluation.Config(design_tokens=96, port=port)
+        server = asyncio.ensure_future(serve.Server(rollout, config).run())
         for _ in range(500):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -208,22 +200,19 @@ def test_a_slow_script_holds_up_nobody(policy):
 def test_a_batch_that_nobody_waits_for_is_dropped(policy):
     async def go():
         engine = HFEngine(policy)
-        engine.live = -math.inf
-        steps, decoding = (
-            [],
-            asyncio.ensure_future(
-                engine.sample(tuple(policy.render([{"role": "user", "content": "x"}])), 2000, 1)
-            ),
-        )
+        engine.in_rounds = False
+        prompt = policy.render([{"role": "user", "content": "x"}])
+        decoding = asyncio.ensure_future(engine.sample(prompt, 2000, 1))
+        steps = []
         policy_end, policy.end_ids = policy.end_ids, frozenset()  # it would go on to the limit
         try:
-            while engine.running is None or len(steps) < 5:
+            while engine.pump is None or len(steps) < 5:
                 steps.append(await asyncio.sleep(0))
             decoding.cancel()
             await asyncio.gather(decoding, return_exceptions=True)
             for _ in range(20):
                 await asyncio.sleep(0)
-            assert engine.running is None and engine.tokens == 0
+            assert engine.pump.done() and engine.tokens == 0
         finally:
             policy.end_ids = policy_end
 
@@ -313,10 +302,9 @@ def test_a_port_that_is_taken(policy):
     async def go():
         async with serving(Held(policy), policy) as (url, sandbox):
             with pytest.raises(UserError, match="--port"):
-                await serve.Server(
-                    Rollout(Held(policy), policy, sandbox),
-                    evaluation.Config(port=int(url.rsplit(":")[-1])),
-                ).run()
+                rollout = Rollout(Runtime(Held(policy), policy, sandbox))
+                taken = evaluation.Config(port=int(url.rsplit(":")[-1]))
+                await serve.Server(rollout, taken).run()
 
     asyncio.run(go())
 

@@ -1,49 +1,54 @@
-"""The pictures of the README, from the pages of a real run: docs/run.png, docs/tree.png,
-docs/report.png.
+"""The pictures of docs/, from the pages of a real run: run.png, tree.png, report.png, curves.png.
 
-python tests/screenshots.py runs/x           (needs chromium, and what tests/requirements.txt names)
+    python -m viewer.screenshots runs/x    (needs chromium, and what tests/requirements.txt names)
+
+Test: by eye. Read next: pages.py.
 """
 
 import json
 import pathlib
+import shutil
 import sys
 
-from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-import pages
+from lib.cli import ROOT
+from lib.files import complete_lines
 
-DOCS, WIDTH = ROOT / "docs", 1180
+DOCS = ROOT / "docs"
+WIDTH = 1180
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-def most_interesting(out: pathlib.Path):
+def episode_path(out: pathlib.Path, step: int) -> pathlib.Path:
+    return out / "episodes" / f"{step:05d}.html"
+
+
+def most_interesting(out: pathlib.Path) -> tuple[int, int, int]:
     """(step, design, execution) with the most rounds, then the most calls, among those that ended
     right, of the steps that have a page."""
-    found = []
-    for line in pages.whole_lines(out / "episodes.jsonl"):
-        row = json.loads(line)
-        found += [
-            (
-                len({call["round"] for call in execution["calls"]}),
-                len(execution["calls"]),
-                row["step"],
-                m,
-                n,
-            )
-            for m, design in enumerate(row["designs"])
-            for n, execution in enumerate(design["executions"])
-            if execution["reward"] == 1 and pages.episode_path(out, row["step"]).exists()
-        ]
-    return max(found)[2:]
+    candidates = []
+    for line in complete_lines(out / "episodes.jsonl"):
+        episode = json.loads(line)
+        step = episode["step"]
+        if not episode_path(out, step).exists():
+            continue
+        for m, design in enumerate(episode["designs"]):
+            for n, execution in enumerate(design["executions"]):
+                if execution["reward"] == 1:
+                    num_rounds = len({call["round"] for call in execution["calls"]})
+                    candidates.append((num_rounds, len(execution["calls"]), step, m, n))
+    return max(candidates)[2:]
 
 
-def main(out: pathlib.Path):
+def main(out: pathlib.Path) -> None:
     step, m, n = most_interesting(out)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
-        page.goto(pages.episode_path(out, step).resolve().as_uri())
+        page.goto(episode_path(out, step).resolve().as_uri())
         page.locator(f"#leaf-{m}-{n}").click()
         bottom = page.locator("#tree").evaluate(
             "(node) => node.getBoundingClientRect().bottom + scrollY"

@@ -76,7 +76,7 @@ def state(sandbox):
     pids = [
         path.parent.name
         for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
-        if path.exists() and b"jail.py" in path.read_bytes()
+        if path.exists() and b"jail/server.py" in path.read_bytes()
     ]
     size = [
         int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4
