@@ -79,7 +79,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Ask:
-    """A script asks an agent. executor.parse_ask checks every field: a model wrote the script."""
+    """A script asks an agent. lib/messages.py checks every field: a model wrote the script."""
 
     agent: int  # which Agent object of the script: its memory is kept by this number
     name: str

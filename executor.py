@@ -20,7 +20,7 @@ Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Callable
 
 from data_types import (
@@ -38,6 +38,7 @@ from data_types import (
     seed_of,
 )
 from lib.answers import committed_answer
+from lib.messages import parse_ask
 from lib.tools import TOOL_HELP, parse_tool_call, run_tool
 from sandbox import Limits, Outcome, Sandbox
 
@@ -274,21 +275,3 @@ def tool_messages(reply: str, output: str, is_last: bool) -> list[dict]:
     if is_last:
         content += "\nNo more code: give your final answer."
     return [{"role": "assistant", "content": reply}, {"role": "user", "content": content}]
-
-
-def parse_ask(raw) -> Ask:
-    """Check one ask of an untrusted script. Raises ProtocolError."""
-    types = {field.name: field.type for field in fields(Ask)} | {"tools": list}
-    if not isinstance(raw, dict) or set(raw) != set(types):
-        raise ProtocolError("an ask has the wrong fields")
-    if any(type(raw[name]) is not kind for name, kind in types.items()):
-        raise ProtocolError("an ask has a field of the wrong type")
-    if len(raw["tools"]) > 8 or not all(isinstance(tool, str) for tool in raw["tools"]):
-        raise ProtocolError("tools are a few names")
-    if not 0 <= raw["max_turns"] <= 16:
-        raise ProtocolError("max_turns is 0 to 16")
-    try:
-        "".join((raw["text"], raw["instructions"], raw["name"], *raw["tools"])).encode()
-    except UnicodeEncodeError:
-        raise ProtocolError("text that is not Unicode") from None
-    return Ask(**raw | {"tools": tuple(raw["tools"])})

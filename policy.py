@@ -18,11 +18,9 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
-import lib.attention  # noqa: F401 - registers the attention that the models are loaded with
 from data_types import Sample, UserError
+from lib.loading import load_model
 
 CHUNK_LOGITS = 1 << 26  # logits that exist at the same time in training: 256 MiB in fp32
 
@@ -46,7 +44,8 @@ class Policy:
         self.path = path
         self.device = torch.device(device)
         self.dtype = dtype
-        self.tokenizer, self.model = load(path, torch.promote_types(dtype, torch.float32))
+        weights_dtype = torch.promote_types(dtype, torch.float32)
+        self.tokenizer, self.model = load_model(path, weights_dtype)
         self.model.to(load_device or device).eval()
         if not self.tokenizer.chat_template:
             raise UserError(
@@ -92,33 +91,6 @@ class Policy:
         """Write a Hugging Face folder. weights: where the model holds only its rank's part."""
         self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
-
-
-def load(path: str, dtype: torch.dtype):
-    """(tokenizer, model). Raises UserError."""
-    logging.disable_progress_bar()
-    file = pathlib.Path(path)
-    is_gguf = file.suffix == ".gguf" and file.is_file()
-    may_be_hub_id = path.count("/") == 1 and not path.startswith((".", "/"))
-    if not (file.is_dir() or is_gguf or may_be_hub_id):
-        raise UserError(f"--model {path}: no such folder or .gguf file, no Hub id (OWNER/NAME)")
-    source = {"pretrained_model_name_or_path": path}
-    if is_gguf:
-        source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=dtype, attn_implementation="grouped"
-        )
-    except Exception as error:  # boundary: the loaders raise what they like on a bad folder
-        problem = " ".join(str(error).split())[:160]
-        raise UserError(f"--model {path}: cannot be loaded ({problem})") from error
-    if is_gguf:
-        # It was read as plain numbers: what it was quantised with does not belong to it any more.
-        del model.config.quantization_config
-        weights, model = model.state_dict(), type(model)(model.config)
-        model.load_state_dict(weights)
-    return tokenizer, model
 
 
 @dataclass(frozen=True)

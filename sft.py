@@ -223,9 +223,7 @@ def check_free(out: pathlib.Path) -> None:
     config = out / "config.json"
     is_model = config.is_file() and "model_type" in config.read_text()
     if not is_model or list(out.glob("*.py")):
-        raise UserError(
-            f"--out {out}: exists and is not a model's folder; nothing was touched"
-        )
+        raise UserError(f"--out {out}: exists and is not a model's folder; nothing was touched")
 
 
 # --------------------------------------------------------------------------------------- collecting

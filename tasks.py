@@ -315,6 +315,17 @@ def without(questions: list[Question], name: str, seed: int, data_dir: str | Non
     return left
 
 
+def questions_of_step(questions: list[Question], Q: int, step: int, seed: int) -> list[Question]:
+    """Q questions. Each pass through the set has a seeded order, the same in every run."""
+    chosen = []
+    for index in range(step * Q, (step + 1) * Q):
+        epoch, place = divmod(index, len(questions))
+        if not chosen or place == 0:
+            order = shuffled(questions, f"epoch {seed} {epoch}")
+        chosen.append(order[place])
+    return chosen
+
+
 def shuffled(questions: list[Question], seed: str) -> list[Question]:
     """A random order in which every stretch holds the families in proportion."""
     rng = random.Random(seed)

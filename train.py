@@ -188,19 +188,16 @@ class Trainer:
             )
         folder = checkpoint.find(out) if config.resume else None
         if config.policies == "shared":
-            self.learners = [self.load_learner(folder, {"designer", "executor"}, device)]
+            folder_of = {("designer", "executor"): folder}
         else:
-            designer_folder = folder and folder / "designer"
-            self.learners = [
-                self.load_learner(folder, {"executor"}, device),
-                self.load_learner(designer_folder, {"designer"}, device),
-            ]
+            folder_of = {("executor",): folder, ("designer",): folder and folder / "designer"}
+        self.learners = [self.load_learner(*item, device) for item in folder_of.items()]
         self.executor, self.designer = self.learners[0], self.learners[-1]
         self.fixed_design = FIXED_DESIGNS.get(config.fixed_design)
         self.clock = metrics.Clock([learner.engine for learner in self.learners])
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
-    def load_learner(self, folder: pathlib.Path | None, roles: set, device: str) -> Learner:
+    def load_learner(self, roles: tuple, folder: pathlib.Path | None, device: str) -> Learner:
         """The weights that play `roles`, from a checkpoint, or from the start."""
         config = self.config
         state = checkpoint.read(folder) if folder else None
@@ -226,7 +223,7 @@ class Trainer:
         roles = trained_roles(step, config.stage, config.phase_steps)
 
         trees = await self.rollout.rollout(
-            self.questions_for(step),
+            self.questions_of_step(step),
             num_designs=config.designs,
             num_executions=config.executions,
             seed=(config.seed, step),
@@ -291,20 +288,14 @@ class Trainer:
                 self.save_checkpoint()
             await self.evaluate_if_due()
 
+    def questions_of_step(self, step: int) -> list[Question]:
+        """This rank's share of them."""
+        Q, seed = self.config.questions, self.config.seed
+        return tasks.questions_of_step(self.questions, Q, step, seed)[self.rank :: world_size()]
+
     def is_due(self, every: int) -> bool:
         """Whether what happens every so many steps, and at the end, happens now."""
         return self.step == self.config.steps or (every > 0 and self.step % every == 0)
-
-    def questions_for(self, step: int) -> list[Question]:
-        """This rank's questions of a step. Each pass through the set has a seeded order."""
-        Q = self.config.questions
-        questions = []
-        for index in range(step * Q, (step + 1) * Q):
-            epoch, place = divmod(index, len(self.questions))
-            if not questions or place == 0:
-                order = tasks.shuffled(self.questions, f"epoch {self.config.seed} {epoch}")
-            questions.append(order[place])
-        return questions[self.rank :: world_size()]
 
     async def evaluate_if_due(self) -> None:
         """Before the first step, after the last, and every --eval-every."""
@@ -323,19 +314,12 @@ class Trainer:
         executions = [execution for tree in trees for _, execution in tree.pairs()]
         if not all_reduce_max(float(any(execution.valid for execution in executions))):
             self.save_checkpoint()
-            raise EngineError(
-                f"every execution of step {self.step} failed in the infrastructure "
-                f"({executions[0].detail}); {self.step} steps are saved; {launch.go_on(self.out)}"
-            )
+            why = f"every execution of step {self.step} failed ({executions[0].detail})"
+            raise EngineError(f"{why}; {self.step} steps are saved; {launch.go_on(self.out)}")
 
     def save_checkpoint(self) -> None:
-        states = [
-            distributed.gather_state(learner.policy.model, learner.optimizer, learner.is_sharded)
-            for learner in self.learners
-        ]
-        if self.rank == 0:
-            checkpoint.save(self.out, self.learners, states, self.step)
-            self.records.draw()
+        checkpoint.save(self.out, self.learners, self.step, is_writer=self.rank == 0)
+        self.records.draw()
 
 
 def make_samples(trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles) -> list[Sample]:
@@ -351,11 +335,11 @@ def make_samples(trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles)
         samples.append(Sample(*ids, completion.logprobs, advantage.item(), role))
 
     for q, tree in enumerate(trees):
-        for m, design in enumerate(tree.designs):
-            is_valid = any(execution.valid for execution in tree.executions[m])
+        for m, (design, executions) in enumerate(zip(tree.designs, tree.executions)):
+            is_valid = any(execution.valid for execution in executions)
             if "designer" in roles and is_valid and design.completion_ids:
                 add(design, designer_adv_Q_M[q, m], "designer")
-            for n, execution in enumerate(tree.executions[m]):
+            for n, execution in enumerate(executions):
                 if "executor" in roles and execution.valid:
                     for call in execution.calls:
                         add(call, executor_adv_Q_M_N[q, m, n], "executor")

@@ -10,11 +10,12 @@ data, to be compared in this process. It can only answer, well or badly. Three k
 | assert | test code that calls the program | the test code in one process, the program in another |
 
 Comparison (`rule`): "lines" is LiveCodeBench's own. "tokens" is ours, for APPS and CodeContests,
-whose own rules are too lenient for a reward (APPS ignores order and repeats and takes 1000000 for
-1000009, CodeContests takes 10^17 for 10^17 + 1). Differences to the official runners, which run
-programs inside themselves: a program may read its input in any way, and end as it likes. Test:
-`pytest tests/test_code_grading.py`. Speed: `python -m experiments.bench.grade`. Read next:
-math_grading.py.
+whose own rules are too lenient for a reward: APPS ignores order and repeats and takes 1000000 for
+1000009, CodeContests takes 10^17 for 10^17 + 1. The official runners run a program inside
+themselves; here it may read its input in any way, and end as it likes.
+
+Test: `pytest tests/test_code_grading.py`. Speed: `python -m experiments.bench.grade`.
+Read next: datasets.py.
 """
 
 import asyncio
@@ -51,12 +52,13 @@ class Suite:
     seconds: float = 6.0  # CPU time of a case
 
     def limits(self, num_cases: int = 1) -> Limits:
+        """Limits of one process that runs so many cases."""
         cpu = self.seconds * num_cases
-        wall = 3 * cpu + 2  # more, or verdicts would depend on the machine's load
+        wall = 3 * cpu + 2  # generous: a verdict must not depend on the machine's load
         return Limits(wall=wall, cpu=cpu, output=1 << 20, memory=1 << 30, messages=100_000)
 
     def capped(self, num_cases: int) -> "Suite":
-        """At most so many cases, the public ones first, hidden ones drawn by a fixed seed.
+        """A suite of at most `num_cases`: the public ones first, then hidden ones by a fixed seed.
 
         Enough for a training reward.
         """
@@ -79,8 +81,8 @@ class Verdict:
 def encode(value, depth=0):
     """A value as JSON that tells its type: scalars and lists as they are, else {type: content}.
 
-    Raises TypeError for what is not data; nothing of a candidate's is ever called or hashed outside
-    of the sandbox.
+    Raises TypeError for what is not data. So no object of a candidate is ever called or hashed
+    outside of the sandbox.
 
     >>> encode([(1, 2.5), {3}, {"a": None}, float("inf")])
     [{'tuple': [1, 2.5]}, {'set': [3]}, {'dict': [['a', None]]}, {'float': 'inf'}]
@@ -112,8 +114,8 @@ def encode(value, depth=0):
 def decode(value):
     """The value of an encoding.
 
-    For an encoding of a candidate's only inside of a sandbox: hashing its content can take for
-    ever.
+    An encoding that a candidate wrote is decoded only inside of a sandbox: hashing its content can
+    take for ever.
 
     >>> decode(encode([(1, 2.5), {3}, {"a": None}]))
     [(1, 2.5), {3}, {'a': None}]
@@ -130,12 +132,12 @@ def decode(value):
 
 
 def _call_all(scope, function, calls):
-    # Runs in the sandbox, after the candidate: a line of JSON on descriptor 3 for each call, as
-    # soon as it is there.
+    # Runs in the sandbox, after the candidate. Each result is written at once, a line of JSON on
+    # descriptor 3: a later call may end the process.
     for arguments in calls:
         try:
             line = json.dumps({"value": encode(eval(function, scope)(*decode(arguments)))})
-        except Exception as error:  # boundary: a candidate raises what it likes; the next is a test
+        except Exception as error:  # boundary: a candidate may raise anything, in any one call
             line = json.dumps({"error": type(error).__name__})
         os.write(3, line.encode() + b"\n")
 
@@ -150,7 +152,7 @@ def _answer_calls(scope, function):
         try:
             value = eval(function, scope)(*decode(arguments), **decode(keywords))
             message = {"op": "value", "text": json.dumps(encode(value))}
-        except Exception as error:  # boundary: a candidate raises what it likes
+        except Exception as error:  # boundary: a candidate may raise anything
             message = {"op": "error", "text": type(error).__name__}
 
 
@@ -223,10 +225,12 @@ def same_output(expected: str, got: str, rule: str = "tokens") -> bool:
 
 
 def same_sequence(expected: list, got: list, same) -> bool:
+    """Whether two lists agree, item by item, by the function `same`."""
     return len(expected) == len(got) and all(same(a, b) for a, b in zip(expected, got))
 
 
 def same_line(expected: str, got: str) -> bool:
+    """Rule "lines": the same text, or the same numbers."""
     if expected == got:
         return True
     numbers = decimals(expected)
@@ -234,6 +238,7 @@ def same_line(expected: str, got: str) -> bool:
 
 
 def decimals(line: str) -> list[Decimal] | None:
+    """The numbers of a line; None if it holds anything else."""
     try:
         numbers = [Decimal(token) for token in line.split()]
     except InvalidOperation:
@@ -244,6 +249,7 @@ def decimals(line: str) -> list[Decimal] | None:
 
 
 def same_token(expected: str, got: str) -> bool:
+    """Rule "tokens": the same text, or close to an expected floating-point number."""
     if expected == got:
         return True
     is_number = re.fullmatch(r"[+-]?\d*\.?\d*([eE][+-]?\d+)?", expected)
@@ -258,8 +264,8 @@ def same_token(expected: str, got: str) -> bool:
 def same_value(expected, got) -> bool:
     """Whether two encodings are the same value, as == has it in Python: 2.0 is 2, 1 is True.
 
-    [1] is not (1,), but for a tuple as the complete result (LiveCodeBench's rule: its golds are
-    JSON and have no tuples). NaN equals nothing.
+    [1] is not (1,), except where a tuple is the complete result (LiveCodeBench's rule: its golds
+    are JSON and have no tuples). NaN equals nothing.
 
     >>> same_value([1, 2.0], {"tuple": [True, 2]}), same_value([[1]], [{"tuple": [1]}])
     (True, False)
@@ -283,6 +289,7 @@ def same_value(expected, got) -> bool:
 
 
 def in_order(tag: str, content):
+    """The content of a dict or a set in an order of its own."""
     if tag in ("dict", "set") and isinstance(content, list):
         return sorted(content, key=repr)
     return content
@@ -312,10 +319,12 @@ async def judge(sandbox, tests: Suite, cases, program: str, stop: bool = False) 
 
 
 def fill_up(verdicts: list[Verdict], num_cases: int, reason: str) -> list[Verdict]:
+    """`verdicts`, and failures for the cases that were not judged."""
     return verdicts + [Verdict(False, reason)] * (num_cases - len(verdicts))
 
 
-async def judge_stdin(sandbox, tests: Suite, case, program: str) -> Verdict:
+async def judge_stdin(sandbox, tests: Suite, case: tuple[str, str], program: str) -> Verdict:
+    """A fresh process that reads the case's input."""
     given, expected = case
     stdin = given.encode("utf-8", "surrogatepass")
     outcome = await sandbox.run(program, stdin, tests.limits(), setup=tests.setup, kind="candidate")
@@ -325,6 +334,10 @@ async def judge_stdin(sandbox, tests: Suite, case, program: str) -> Verdict:
 
 
 async def judge_calls(sandbox, tests: Suite, cases, program: str, stop: bool) -> list[Verdict]:
+    """All cases in one process, and after one that ends the process, the rest in a new one.
+
+    All processes together have the time of all cases.
+    """
     verdicts = []
     limits = tests.limits(len(cases))
     code = program + "\n" + tests.after
@@ -354,7 +367,10 @@ async def judge_calls(sandbox, tests: Suite, cases, program: str, stop: bool) ->
 
 
 async def judge_assert(sandbox, tests: Suite, case: str, program: str) -> Verdict:
-    """The test code in one process, the program in another; this one passes on what they say."""
+    """The test code in one process, the program in another.
+
+    This process passes on the calls of the one and the results of the other, as text.
+    """
     proxy = CODEC + inspect.getsource(_ask_elsewhere)
     test_code = (
         f"_codec = {{}}\nexec({proxy!r}, _codec)\n"
@@ -364,7 +380,8 @@ async def judge_assert(sandbox, tests: Suite, case: str, program: str) -> Verdic
     player = CODEC + inspect.getsource(_answer_calls) + f"_answer_calls(scope, {tests.function!r})"
     talk = {"limits": tests.limits(), "kind": "line", "setup": tests.setup}
     sessions = []
-    passed, problem = False, "the program gave no answer"
+    passed = False
+    problem = "the program gave no answer"
     try:
         sessions.append(await sandbox.talk(test_code, **talk))
         sessions.append(await sandbox.talk(program, driver=player, **talk))
@@ -382,8 +399,9 @@ async def judge_assert(sandbox, tests: Suite, case: str, program: str) -> Verdic
 
 
 async def connect(tester, player) -> bool:
-    """Pass the tester's calls to the player, and its answers back. Whether the test passed."""
-    if await player.receive() is None:  # it is not even ready
+    """Pass the tester's calls to the player, and its answers back. Returns if the test passed."""
+    is_ready = await player.receive() is not None
+    if not is_ready:
         return False
     while (message := await tester.receive()) is not None:
         if message.get("op") == "passed":

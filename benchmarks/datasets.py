@@ -2,18 +2,19 @@ r"""The published sets: where they are, what their rows look like, which rows ca
 
     questions, skipped = read("livecodebench@v6", "test", data_dir="../data", size=100, seed=0)
 
-A set comes from `--data-dir` (a file whose name begins with the set's: jsonl, json lines gzipped,
-or parquet) or from the Hub. A name may carry options: `apps@introductory`,
+A set comes from `--data-dir` (a file whose name begins with the set's name: .jsonl, .jsonl.gz or
+.parquet) or from the Hub. A name may carry options: `apps@introductory`,
 `livecodebench@release_v5`, `livecodebench@2025-01-01..2025-04-30`, `mbpp@sanitized`. Rows that
 nobody can grade are skipped, each for a stated reason, and counted. Every row keeps its own answer
 or tests; wrappers around a question are taken off.
 
-Traps avoided (each has a test): DAPO's rows are a hundred copies of each question, in a wrapper
-that asks for another answer format; AIME 24 is part of collections that are trained on (`overlap`);
-LiveCodeBench's private tests are a pickle from the net, read by an unpickler that can construct
-nothing; APPS keeps integers of more than 4,300 digits, and arguments as lists, not as text; test
-sets are capped by a seed, not by Python's hash. Test: `pytest tests/test_benchmarks.py`. Read next:
-programs.py.
+Traps of the data, each with a test. DAPO has a hundred copies of each question, in a wrapper that
+asks for another answer format. AIME 24 is in collections that are trained on (`overlap`). The
+private tests of LiveCodeBench are a pickle from the net: it is read by an unpickler that can
+construct nothing. APPS has integers of more than 4,300 digits, and arguments that are lists, not
+text. A seed decides which rows of a set are used, not Python's hash.
+
+Test: `pytest tests/test_benchmarks.py`. Read next: ../engines/__init__.py.
 """
 
 import ast
@@ -30,15 +31,38 @@ import re
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from lib.cli import log
 from benchmarks.code_grading import Suite
 from data_types import Question, UserError
+from lib.cli import log
 from lib.files import parse_row
 
 STDIN = "Write a Python program that reads from standard input and writes to standard output."
+SEVERAL_ANSWERS = "If there are several answers, put all of them into one box, separated by commas."
+MAX_ANSWER_WORDS = 4  # of OlympiadBench; more are a sentence, which nobody can grade
+RUN_WORDS = 8  # two texts are compared by their runs of eight words
+
+# CPU seconds of one test
+MBPP_SECONDS = 20.0
+APPS_SECONDS = 4.0
+CODECONTESTS_SECONDS = 10.0  # of a problem that names no limit
+MAX_CODECONTESTS_SECONDS = 20.0
+
+# What a conversion raises on a row of another shape
+ROW_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, SyntaxError)
+# What an unreadable pickle of an untrusted row raises
+PICKLE_ERRORS = (
+    ValueError,
+    TypeError,
+    EOFError,
+    AttributeError,
+    LookupError,
+    zlib.error,
+    pickle.UnpicklingError,
+)
 
 
 class Skip(Exception):
@@ -50,86 +74,111 @@ class Source:
     """A published set."""
 
     repository: str
-    convert: Callable[[dict, str], Question]
-    splits: dict  # our splits ("train", "test") -> the Hub's
+    convert: Callable[[dict, str], Question]  # (row, name with options); raises Skip
+    splits: dict[str, str]  # our splits ("train", "test") -> the Hub's
     configuration: str = "default"
-    # Where the Hub has raw files instead of a table: split or version -> file names.
-    files: dict | None = None
-    columns: tuple = ()  # to read, of a set that is too large to read completely
+    # Where the Hub has raw files instead of a table: split or version -> file names
+    files: dict[str, tuple[str, ...]] | None = None
+    columns: tuple[str, ...] = ()  # to read, of a set that is too large to read completely
     options: str = "(?!)"  # a pattern of what may follow an @: by default nothing
-    in_split: Callable | None = None  # (row, split) -> bool, where a file holds all splits
+    # (row, our split) -> bool, where a file holds all splits
+    in_split: Callable[[dict, str], bool] | None = None
+
+
+def make_question(
+    name: str,
+    question_id,
+    prompt: str,
+    answer: str = "",
+    kind: str = "math",
+    tests: Suite | None = None,
+    tools: tuple[str, ...] = ("python",),
+) -> Question:
+    """A question, if its text and answer are sound. Raises Skip.
+
+    name: of the set, with its options.
+    """
+    prompt = prompt.replace("\r\n", "\n").strip()
+    answer = answer.strip()
+    if not prompt:
+        raise Skip("without a question")
+    if not answer and tests is None:
+        raise Skip("without an answer")
+    if re.search(r"[\x00-\x08\x0b-\x1f]", prompt + answer):
+        raise Skip("control characters: a broken escape")
+    return Question(
+        id=str(question_id),
+        prompt=prompt,
+        answer=answer,
+        kind=kind,
+        family=name.split("@")[0],
+        tools=tools,
+        tests=tests,
+    )
 
 
 # --------------------------------------------------------------------------------------------- math
 
 
-def _math(row, name, prompt="problem", answer="answer", id="id"):
-    gold = row[answer]
+def convert_math(row: dict, name: str, id_column: str = "id") -> Question:
+    gold = row["answer"]
     if isinstance(gold, list):
         gold = ",".join(str(value) for value in gold)
-    return _question(name, row.get(id, ""), row[prompt], str(gold))
+    return make_question(name, row.get(id_column, ""), row["problem"], str(gold))
 
 
-def _gsm8k(row, name):
-    return _question(
-        name, row.get("id", ""), row["question"], row["answer"].split("####")[-1].strip()
-    )
+def convert_math500(row: dict, name: str) -> Question:
+    return convert_math(row, name, id_column="unique_id")
 
 
-def _aime24(row, name):
-    row = {key.lower(): value for key, value in row.items()}  # one copy capitalises
-    return _math(row, name)
+def convert_gsm8k(row: dict, name: str) -> Question:
+    gold = row["answer"].split("####")[-1]
+    return make_question(name, row.get("id", ""), row["question"], gold)
 
 
-def _olympiad(row, name):
+def convert_aime24(row: dict, name: str) -> Question:
+    row = {key.lower(): value for key, value in row.items()}  # one copy of the set capitalises
+    return convert_math(row, name)
+
+
+def convert_olympiadbench(row: dict, name: str) -> Question:
     if row.get("image_1") is not None or "<image" in row["question"]:
         raise Skip("an image belongs to it")
     gold = ",".join(row["final_answer"] or [])
-    if len(re.findall(r"\b[a-z]{2,}\b", re.sub(r"\$[^$]*\$|\\[a-z]+", " ", gold))) > 4:
+    prose = re.sub(r"\$[^$]*\$|\\[a-z]+", " ", gold)
+    if len(re.findall(r"\b[a-z]{2,}\b", prose)) > MAX_ANSWER_WORDS:
         raise Skip("the answer is a sentence")
-    prompt = "\n".join(filter(None, (row.get("context"), row["question"])))
+    prompt = row["question"]
+    if row.get("context"):
+        prompt = row["context"] + "\n" + prompt
     if row.get("is_multiple_answer"):
-        prompt += (
-            "\nIf there are several answers, put all of them into one box, separated by commas."
-        )
-    return _question(name, row["id"], prompt, gold)
+        prompt += "\n" + SEVERAL_ANSWERS
+    return make_question(name, row["id"], prompt, gold)
 
 
-def _polaris(row, name):
-    return _math(row, name)
-
-
-def _dapo(row, name):
-    prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][0]["content"]
-    prompt = re.sub(
-        r"^Solve the following math problem step by step\..*?\n\n", "", prompt, flags=re.DOTALL
-    )
-    prompt = re.sub(
-        r"\n\nRemember to put your answer on its own line after \"Answer:\"\.\s*$", "", prompt
-    )
+def convert_dapo(row: dict, name: str) -> Question:
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        prompt = prompt[0]["content"]
+    before = r"^Solve the following math problem step by step\..*?\n\n"
+    after = r"\n\nRemember to put your answer on its own line after \"Answer:\"\.\s*$"
+    prompt = re.sub(before, "", prompt, flags=re.DOTALL)
+    prompt = re.sub(after, "", prompt)
     if re.search(r"[\u4e00-\u9fff]", prompt):
         raise Skip("in Chinese")
     if row.get("reward_model"):
         gold = row["reward_model"]["ground_truth"]
     else:
         gold = row["solution"]
-    return _question(name, (row.get("extra_info") or {}).get("index", ""), prompt, str(gold))
-
-
-def _question(name, id, prompt, answer, **more):
-    """A question, if its text and answer are sound."""
-    prompt, answer = prompt.replace("\r\n", "\n").strip(), answer.strip()
-    if not prompt or not (answer or more):
-        raise Skip("without a question" if not prompt else "without an answer")
-    if re.search(r"[\x00-\x08\x0b-\x1f]", prompt + answer):
-        raise Skip("control characters: a broken escape")
-    return Question(str(id), prompt, answer, more.pop("kind", "math"), name.split("@")[0], **more)
+    more = row.get("extra_info") or {}
+    return make_question(name, more.get("index", ""), prompt, str(gold))
 
 
 # --------------------------------------------------------------------------------------------- code
 
 
-def _code(name, id, prompt, tests):
+def code_question(name: str, question_id, prompt: str, tests: Suite) -> Question:
+    """A question that is graded by tests. Raises Skip."""
     if not tests.public + tests.hidden:
         raise Skip("without tests")
     if re.search(r"interactive (problem|task)|\bflush\b", prompt, re.IGNORECASE):
@@ -137,54 +186,70 @@ def _code(name, id, prompt, tests):
     if "<image>" in prompt:
         raise Skip("an image belongs to it")
     tools = ("python", "tests") if tests.public else ("python",)
-    return _question(name, id, prompt, "", kind="code", tests=tests, tools=tools)
+    return make_question(name, question_id, prompt, kind="code", tests=tests, tools=tools)
 
 
-def _humaneval(row, name):
+def convert_humaneval(row: dict, name: str) -> Question:
+    prompt = "Complete this Python function. Give the whole program.\n\n" + row["prompt"]
     tests = Suite(
-        "assert",
-        (),
-        (f"{row['test']}\ncheck({row['entry_point']})",),
-        row["entry_point"],
+        kind="assert",
+        hidden=(f"{row['test']}\ncheck({row['entry_point']})",),
+        function=row["entry_point"],
         setup=row["prompt"] + "\n    pass\n",
     )
-    return _code(
-        name,
-        row["task_id"],
-        "Complete this Python function. Give the whole program.\n\n" + row["prompt"],
-        tests,
+    return code_question(name, row["task_id"], prompt, tests)
+
+
+def convert_mbpp(row: dict, name: str) -> Question:
+    cases = tuple(row["test_list"])
+    task = row.get("text") or row["prompt"]
+    prompt = f"{task}\nYour program should pass these tests:\n" + "\n".join(cases)
+    if row.get("test_setup_code"):
+        tests = mbpp_calls(cases, row["test_setup_code"])
+    else:
+        tests = Suite(
+            kind="assert",
+            public=cases,
+            function=tested_function(cases),
+            setup="\n".join(row.get("test_imports") or []),
+            seconds=MBPP_SECONDS,
+        )
+    return code_question(name, row["task_id"], prompt, tests)
+
+
+def mbpp_calls(cases: tuple[str, ...], setup_code: str) -> Suite:
+    """Tests `assert CALL == LITERAL` whose setup builds objects of the program's own classes.
+
+    So the calls have to run where the program is.
+    """
+    calls = []
+    for case in cases:
+        comparison = ast.parse(case).body[0].test
+        expected = ast.literal_eval(comparison.comparators[0])
+        calls.append(([ast.unparse(comparison.left)], expected))
+    return Suite(
+        kind="call",
+        public=tuple(calls),
+        function="lambda text: eval(text)",
+        after=setup_code,
+        seconds=MBPP_SECONDS,
     )
 
 
-def _mbpp(row, name):
-    cases = tuple(row["test_list"])
-    setup = "\n".join(row.get("test_imports") or [])
-    task = row.get("text") or row["prompt"]
-    shown = f"{task}\nYour program should pass these tests:\n" + "\n".join(cases)
-    if row.get("test_setup_code"):
-        # It builds objects of the program's own classes: the calls have to run where the
-        # program is.
-        calls = []
-        for case in cases:
-            comparison = ast.parse(case).body[0].test
-            expected = ast.literal_eval(comparison.comparators[0])
-            calls.append(([ast.unparse(comparison.left)], expected))
-        tests = Suite(
-            kind="call",
-            public=tuple(calls),
-            function="lambda text: eval(text)",
-            after=row["test_setup_code"],
-            seconds=20.0,
-        )
-        return _code(name, row["task_id"], shown, tests)
-    names = set.intersection(*(_called_names(case) for case in cases))
-    own_names = names - set(dir(builtins)) or names  # one program redefines `sum`
-    function = min(own_names, key=cases[0].find)
-    tests = Suite("assert", cases, function=function, setup=setup, seconds=20.0)
-    return _code(name, row["task_id"], shown, tests)
+def tested_function(cases: tuple[str, ...]) -> str:
+    """The function that all of the tests call.
+
+    >>> tested_function(("assert set(common(1)) == {2}", "assert common(3) == sorted([4])"))
+    'common'
+    """
+    names = called_names(cases[0])
+    for case in cases[1:]:
+        names &= called_names(case)
+    own_names = names - set(dir(builtins))
+    return min(own_names or names, key=cases[0].find)  # one program redefines `sum`
 
 
-def _called_names(code: str) -> set[str]:
+def called_names(code: str) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -192,7 +257,7 @@ def _called_names(code: str) -> set[str]:
     return names
 
 
-class _Inert(pickle.Unpickler):
+class InertUnpickler(pickle.Unpickler):
     """Reads strings, and constructs nothing: data from the net must not run."""
 
     def find_class(self, module, name):
@@ -210,214 +275,236 @@ def private_tests(text: str) -> list:
     try:
         return json.loads(text)
     except ValueError:
-        pass
+        pass  # not JSON
     try:
-        content = _Inert(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load()
-        return json.loads(content)
-    except (
-        ValueError,
-        TypeError,
-        EOFError,
-        AttributeError,
-        LookupError,
-        zlib.error,
-        pickle.UnpicklingError,
-    ) as error:
+        pickled = zlib.decompress(base64.b64decode(text))
+        return json.loads(InertUnpickler(io.BytesIO(pickled)).load())
+    except PICKLE_ERRORS as error:
         raise Skip(f"private tests that can't be read ({type(error).__name__})") from None
 
 
-def _livecodebench(row, name):
+def convert_livecodebench(row: dict, name: str) -> Question:
     window = re.search(r"@(\d{4}-\d\d-\d\d)\.\.(\d{4}-\d\d-\d\d)", name)
     if window and not window[1] <= str(row["contest_date"])[:10] <= window[2]:
         raise Skip("outside of the dates asked for")
-    public, private = json.loads(row["public_test_cases"]), private_tests(row["private_test_cases"])
-    prompt, function = (
-        row["question_content"],
-        json.loads(row["metadata"] or "{}").get("func_name", ""),
-    )
-    if function:
-        values = [
-            [
-                tuple(
-                    (
-                        [json.loads(line) for line in case["input"].split("\n") if line.strip()],
-                        json.loads(case["output"]),
-                    )
-                )
-                for case in part
-            ]
-            for part in (public, private)
-        ]
-        starter = row["starter_code"]
+    public = json.loads(row["public_test_cases"])
+    hidden = private_tests(row["private_test_cases"])
+    prompt = row["question_content"]
+    metadata = json.loads(row["metadata"] or "{}")
+    function = metadata.get("func_name", "")
+
+    if not function:
         tests = Suite(
-            "call",
-            *map(tuple, values),
-            f"Solution().{function}" if "class Solution" in starter else function,
+            kind="stdin",
+            public=tuple((case["input"], case["output"]) for case in public),
+            hidden=tuple((case["input"], case["output"]) for case in hidden),
+            rule="lines",
         )
-        return _code(
-            name, row["question_id"], f"{prompt}\n\nComplete this program:\n\n{starter}", tests
-        )
+        return code_question(name, row["question_id"], f"{prompt}\n\n{STDIN}", tests)
+
+    starter = row["starter_code"]
     tests = Suite(
-        "stdin",
-        *(tuple((case["input"], case["output"]) for case in part) for part in (public, private)),
-        rule="lines",
+        kind="call",
+        public=tuple(livecodebench_call(case) for case in public),
+        hidden=tuple(livecodebench_call(case) for case in hidden),
+        function=method_or_function(function, starter),
     )
-    return _code(name, row["question_id"], f"{prompt}\n\n{STDIN}", tests)
+    prompt = f"{prompt}\n\nComplete this program:\n\n{starter}"
+    return code_question(name, row["question_id"], prompt, tests)
 
 
-def _apps(row, name):
-    wanted = re.search(r"@(introductory|interview|competition)", name)
-    if wanted and row["difficulty"] != wanted[1]:
+def livecodebench_call(case: dict) -> tuple[list, object]:
+    """(arguments, expected value); the input has an argument a line."""
+    lines = [line for line in case["input"].split("\n") if line.strip()]
+    return [json.loads(line) for line in lines], json.loads(case["output"])
+
+
+def method_or_function(name: str, starter: str) -> str:
+    """The expression that a call test calls."""
+    return f"Solution().{name}" if "class Solution" in starter else name
+
+
+def convert_apps(row: dict, name: str) -> Question:
+    difficulty = re.search(r"@(introductory|interview|competition)", name)
+    if difficulty and row["difficulty"] != difficulty[1]:
         raise Skip("of another difficulty")
     if not row["input_output"]:
         raise Skip("without tests")
-    tests = _big_json(row["input_output"])
-    pairs = list(zip(tests["inputs"], tests["outputs"]))
-    id, prompt, starter = (
-        row.get("problem_id", row.get("id")),
-        row["question"],
-        row.get("starter_code") or "",
+    input_output = parse_big_json(row["input_output"])
+    pairs = list(zip(input_output["inputs"], input_output["outputs"]))
+    question_id = row.get("problem_id", row.get("id"))
+    prompt = row["question"]
+    function = input_output.get("fn_name")
+
+    if not function:
+        pairs = [(join_lines(given), join_lines(value)) for given, value in pairs]
+        tests = public_if_shown(prompt, pairs, APPS_SECONDS)
+        return code_question(name, question_id, f"{prompt}\n\n{STDIN}", tests)
+
+    starter = row.get("starter_code") or ""
+    cases = [(integer_keys(given), unwrap(integer_keys(value))) for given, value in pairs]
+    tests = Suite(
+        kind="call",
+        hidden=tuple(cases),
+        function=method_or_function(function, starter),
     )
-    if tests.get("fn_name"):
-        function = ("Solution()." if "class Solution" in starter else "") + tests["fn_name"]
-        cases = tuple((_int_keys(given), _unwrapped(_int_keys(value))) for given, value in pairs)
-        return _code(
-            name,
-            id,
-            f"{prompt}\n\nComplete this program:\n\n{starter or 'def ' + tests['fn_name']}",
-            Suite("call", (), cases, function),
-        )
-    return _code(
-        name,
-        id,
-        f"{prompt}\n\n{STDIN}",
-        _by_statement(prompt, [(_text(given), _text(value)) for given, value in pairs], 4.0),
-    )
+    prompt = f"{prompt}\n\nComplete this program:\n\n{starter or 'def ' + function}"
+    return code_question(name, question_id, prompt, tests)
 
 
-def _big_json(text):
+def parse_big_json(text: str):
     limit = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)  # some tests hold longer integers
+    sys.set_int_max_str_digits(0)  # some tests hold integers of more digits than Python reads
     try:
         return json.loads(text)
     finally:
         sys.set_int_max_str_digits(limit)
 
 
-def _text(value):
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+def join_lines(value) -> str:
+    if isinstance(value, list):
+        return "\n".join(str(line) for line in value)
+    return str(value)
 
 
-def _int_keys(value):
-    # JSON has made text of the integer keys of dictionaries
+def integer_keys(value):
+    """`value` with the integer keys of its dictionaries, which JSON had made text.
+
+    >>> integer_keys([{"1": [2]}, {"a": 3}])
+    [{1: [2]}, {'a': 3}]
+    """
     if isinstance(value, dict) and value and all(re.fullmatch(r"-?\d+", key) for key in value):
         return {int(key): item for key, item in value.items()}
-    return [_int_keys(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [integer_keys(item) for item in value]
+    return value
 
 
-def _unwrapped(value):
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+def unwrap(value):
+    """APPS puts a result into a list."""
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]
+    return value
 
 
-def _by_statement(prompt, pairs, seconds):
-    """Cases whose input the statement shows are public."""
-    shown = [given.strip() != "" and given.strip() in prompt for given, _ in pairs]
-    return Suite(
-        "stdin",
-        *(
-            tuple(pair for pair, is_shown in zip(pairs, shown) if is_shown is part)
-            for part in (True, False)
-        ),
-        seconds=seconds,
-    )
+def public_if_shown(statement: str, pairs: list[tuple[str, str]], seconds: float) -> Suite:
+    """Tests (input, expected output): those whose input the statement shows are public."""
+    public, hidden = [], []
+    for given, expected in pairs:
+        is_shown = given.strip() != "" and given.strip() in statement
+        cases = public if is_shown else hidden
+        cases.append((given, expected))
+    return Suite(kind="stdin", public=tuple(public), hidden=tuple(hidden), seconds=seconds)
 
 
-def _codecontests(row, name):
+def convert_codecontests(row: dict, name: str) -> Question:
     if row.get("input_file") or row.get("output_file"):
         raise Skip("reads or writes files")
-    prompt = f"{row['description']}\n\n{STDIN}"
+    statement = row["description"]
     if "inputs" in row:
-        return _code(
-            name,
-            row["name"],
-            prompt,
-            _by_statement(row["description"], list(zip(row["inputs"], row["outputs"])), 10.0),
-        )
-    public, private, generated = (
-        tuple(zip(row[key]["input"], row[key]["output"]))
-        for key in ("public_tests", "private_tests", "generated_tests")
-    )
+        pairs = list(zip(row["inputs"], row["outputs"]))
+        tests = public_if_shown(statement, pairs, CODECONTESTS_SECONDS)
+    else:
+        tests = codecontests_tests(row)
+    return code_question(name, row["name"], f"{statement}\n\n{STDIN}", tests)
+
+
+def codecontests_tests(row: dict) -> Suite:
+    """The tests of a row of the original set. Raises Skip."""
+    cases = {}
+    for column in ("public_tests", "private_tests", "generated_tests"):
+        cases[column] = tuple(zip(row[column]["input"], row[column]["output"]))
+    public = cases["public_tests"]
     if any("!" in output and "?" in output for _, output in public):
-        raise Skip("interactive")
+        raise Skip("interactive")  # queries and answers in the outputs
     limit = row.get("time_limit") or {}
     seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9
-    return _code(
-        name,
-        row["name"],
-        prompt,
-        Suite("stdin", public, private + generated, seconds=min(3 * seconds, 20.0) or 10.0),
-    )  # times 3: for Python
+    seconds = min(3 * seconds, MAX_CODECONTESTS_SECONDS)  # times 3, because it is Python
+    return Suite(
+        kind="stdin",
+        public=public,
+        hidden=cases["private_tests"] + cases["generated_tests"],
+        seconds=seconds or CODECONTESTS_SECONDS,
+    )
 
 
 # ---------------------------------------------------------------------------------------- the table
 
-OTHER = {"train": "test", "test": "train"}
-LCB = {f"v{n}": (f"test{n if n > 1 else ''}.jsonl",) for n in range(1, 7)}
-LCB |= {f"release_v{n}": tuple(LCB[f"v{i}"][0] for i in range(1, n + 1)) for n in range(1, 7)}
+
+def in_mbpp_split(row: dict, split: str) -> bool:
+    """The splits of MBPP's authors, by the number of the task."""
+    if split == "test":
+        return 10 < row["task_id"] <= 510
+    return row["task_id"] > 600
+
+
+OTHER_SPLIT = {"train": "test", "test": "train"}
+LIVECODEBENCH_FILES = (
+    *("test.jsonl", "test2.jsonl", "test3.jsonl"),
+    *("test4.jsonl", "test5.jsonl", "test6.jsonl"),
+)
+# Version -> files: vN is what version N added, release_vN is everything up to it
+LIVECODEBENCH_VERSIONS = {f"v{n}": LIVECODEBENCH_FILES[n - 1 : n] for n in range(1, 7)}
+LIVECODEBENCH_VERSIONS |= {f"release_v{n}": LIVECODEBENCH_FILES[:n] for n in range(1, 7)}
+
 SOURCES = {
-    "gsm8k": Source("openai/gsm8k", _gsm8k, {"train": "train", "test": "test"}, "main"),
-    "math500": Source(
-        "HuggingFaceH4/MATH-500",
-        lambda row, name: _math(row, name, id="unique_id"),
-        {"test": "test"},
+    "gsm8k": Source(
+        repository="openai/gsm8k",
+        convert=convert_gsm8k,
+        splits={"train": "train", "test": "test"},
+        configuration="main",
     ),
-    "aime24": Source("HuggingFaceH4/aime_2024", _aime24, {"test": "train"}),
-    "aime25": Source("math-ai/aime25", _math, {"test": "test"}),
+    "math500": Source("HuggingFaceH4/MATH-500", convert_math500, {"test": "test"}),
+    "aime24": Source("HuggingFaceH4/aime_2024", convert_aime24, {"test": "train"}),
+    "aime25": Source("math-ai/aime25", convert_math, {"test": "test"}),
     "olympiadbench": Source(
-        "Hothan/OlympiadBench", _olympiad, {"test": "train"}, "OE_TO_maths_en_COMP"
+        repository="Hothan/OlympiadBench",
+        convert=convert_olympiadbench,
+        splits={"test": "train"},
+        configuration="OE_TO_maths_en_COMP",
     ),
-    "polaris": Source("POLARIS-Project/Polaris-Dataset-53K", _polaris, {"train": "train"}),
-    "dapo": Source("open-r1/DAPO-Math-17k-Processed", _dapo, {"train": "train"}, "en"),
+    "polaris": Source("POLARIS-Project/Polaris-Dataset-53K", convert_math, {"train": "train"}),
+    "dapo": Source(
+        repository="open-r1/DAPO-Math-17k-Processed",
+        convert=convert_dapo,
+        splits={"train": "train"},
+        configuration="en",
+    ),
     "humaneval": Source(
-        "openai/openai_humaneval", _humaneval, {"test": "test"}, "openai_humaneval"
+        repository="openai/openai_humaneval",
+        convert=convert_humaneval,
+        splits={"test": "test"},
+        configuration="openai_humaneval",
     ),
     "mbpp": Source(
-        "google-research-datasets/mbpp",
-        _mbpp,
-        {"train": "train", "test": "test"},
-        "full",
+        repository="google-research-datasets/mbpp",
+        convert=convert_mbpp,
+        splits={"train": "train", "test": "test"},
+        configuration="full",
         options="sanitized",
-        in_split=lambda row, split: (
-            10 < row["task_id"] <= 510 if split == "test" else row["task_id"] > 600
-        ),
+        in_split=in_mbpp_split,
     ),
     "livecodebench": Source(
-        "livecodebench/code_generation_lite",
-        _livecodebench,
-        {"test": "test"},
-        files=LCB,
+        repository="livecodebench/code_generation_lite",
+        convert=convert_livecodebench,
+        splits={"test": "test"},
+        files=LIVECODEBENCH_VERSIONS,
         options=r"(release_)?v[1-6]|\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d",
     ),
     "apps": Source(
-        "codeparrot/apps",
-        _apps,
-        {"train": "train", "test": "test"},
-        options="introductory|interview|competition",
+        repository="codeparrot/apps",
+        convert=convert_apps,
+        splits={"train": "train", "test": "test"},
         files={"train": ("train.jsonl",), "test": ("test.jsonl",)},
+        options="introductory|interview|competition",
     ),
     "codecontests": Source(
-        "deepmind/code_contests",
-        _codecontests,
-        {"train": "train", "test": "test"},
+        repository="deepmind/code_contests",
+        convert=convert_codecontests,
+        splits={"train": "train", "test": "test"},
         columns=(
-            "name",
-            "description",
-            "public_tests",
-            "private_tests",
-            "generated_tests",
-            "time_limit",
-            "input_file",
-            "output_file",
+            *("name", "description", "public_tests", "private_tests", "generated_tests"),
+            *("time_limit", "input_file", "output_file"),
         ),
     ),
 }
@@ -434,7 +521,9 @@ def read(
     """The questions of a set, each once, and why rows were skipped, counted.
 
     Args:
-        split: "train" or "test"; a set that has only one gives that one.
+        name: the set and its options, as in `apps@interview`.
+        split: "train" or "test"; a set that has only one of them gives that one.
+        data_dir: the folder with the set's file; None reads from the Hub.
         size: max questions, drawn by `seed`.
         path: the file to read, instead of one in data_dir or the Hub.
 
@@ -452,11 +541,11 @@ def read(
     if path:
         file = pathlib.Path(path)
     elif data_dir:
-        file = _local(name, split, data_dir)
-    rows = rows_of(file) if file else _from_hub(name, source, split, seed)
+        file = find_file(name, split, data_dir)
+    rows = rows_of(file) if file else rows_of_hub(name, source, split, seed)
 
     skipped = Counter()
-    questions = {}
+    questions = {}  # by their prompts
     for number, row in enumerate(rows, 1):
         try:
             if source.in_split and not source.in_split(row, split):
@@ -471,11 +560,8 @@ def read(
             raise UserError(f"{where}: not a row of {name} ({problem})") from None
         if question.prompt in questions:
             skipped["a copy of another row"] += 1
-            continue
-        if not question.id:
-            digest = hashlib.sha256(question.prompt.encode()).hexdigest()
-            question = replace(question, id=digest[:12])
-        questions[question.prompt] = question
+        else:
+            questions[question.prompt] = with_id(question)
         if source.columns and not file and len(questions) >= size:
             break  # a stream, already in random order
     num_drawn = min(size, len(questions))
@@ -483,12 +569,16 @@ def read(
     return drawn, skipped
 
 
-# What a conversion raises on a row of another shape.
-ROW_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, SyntaxError)
+def with_id(question: Question) -> Question:
+    """`question`; a hash of its prompt is its id if the set gives none."""
+    if question.id:
+        return question
+    digest = hashlib.sha256(question.prompt.encode()).hexdigest()
+    return replace(question, id=digest[:12])
 
 
-def _local(name: str, split: str, data_dir: str) -> pathlib.Path:
-    """The file of a set in a folder; its name begins with the set's.
+def find_file(name: str, split: str, data_dir: str) -> pathlib.Path:
+    """The file of a set in a folder; its name begins with the set's. Raises UserError.
 
     Of several, the one that names the version, then the split, then the one with the shortest name.
     """
@@ -501,27 +591,34 @@ def _local(name: str, split: str, data_dir: str) -> pathlib.Path:
         raise UserError(
             f"--tasks {name}: no file {base}*.jsonl or {base}*.parquet in --data-dir {data_dir}"
         )
-    versions = [option for option in options if option in LCB or option == "sanitized"]
+    versions = []
+    for option in options:
+        if option in LIVECODEBENCH_VERSIONS or option == "sanitized":
+            versions.append(option)
 
     def names_versions(path: pathlib.Path) -> bool:
         return all(version in path.name for version in versions)
 
     def preference(path: pathlib.Path) -> tuple:
-        names_other = OTHER[split] in path.name
-        names_split = split in path.name
-        length = len(path.name)
-        return (not names_versions(path), names_other, not names_split, length, path.name)
+        """The lowest is best."""
+        return (
+            not names_versions(path),
+            OTHER_SPLIT[split] in path.name,
+            split not in path.name,
+            len(path.name),
+            path.name,
+        )
 
     file = min(files, key=preference)
     second_best = "and is taken for want of a better one"
     if not names_versions(file):
         log.info(f"{name}: {file} does not name {', '.join(versions)}, {second_best}")
-    if OTHER[split] in file.name:
-        log.info(f"{name}: {file} names the other split, {OTHER[split]}, {second_best}")
+    if OTHER_SPLIT[split] in file.name:
+        log.info(f"{name}: {file} names the other split, {OTHER_SPLIT[split]}, {second_best}")
     return file
 
 
-def rows_of(path: pathlib.Path):
+def rows_of(path: pathlib.Path) -> Iterator[dict]:
     """The rows of a .jsonl, .jsonl.gz or .parquet file, one at a time.
 
     Raises UserError with the line that is wrong.
@@ -533,8 +630,8 @@ def rows_of(path: pathlib.Path):
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches(16):
                 yield from batch.to_pylist()
             return
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
+        open_text = gzip.open if path.suffix == ".gz" else open
+        with open_text(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield parse_row(path, number, line)
@@ -546,18 +643,15 @@ def rows_of(path: pathlib.Path):
         raise UserError(f"{path}: {error.strerror or 'not a UTF-8 text file'}") from None
 
 
-def _from_hub(name: str, source: Source, split: str, seed: int):
+def rows_of_hub(name: str, source: Source, split: str, seed: int) -> Iterator[dict]:
+    """The rows of a set on the Hub: of raw files, of a stream, or of a table. Raises UserError."""
     base, *options = name.split("@")
     hint = f"give --data-dir with {base}.jsonl"
     try:
         if source.files:
             from huggingface_hub import hf_hub_download
 
-            version = "v6" if source.files is LCB else split
-            for option in options:
-                if option in source.files:
-                    version = option
-            for file in source.files[version]:
+            for file in source.files[files_key(source, options, split)]:
                 local = hf_hub_download(source.repository, file, repo_type="dataset")
                 yield from rows_of(pathlib.Path(local))
             return
@@ -583,30 +677,50 @@ def _from_hub(name: str, source: Source, split: str, seed: int):
         ) from None
 
 
+def files_key(source: Source, options: list[str], split: str) -> str:
+    """Which of the source's files are read: the version asked for, the newest, or a split."""
+    for option in options:
+        if option in source.files:
+            return option
+    return "v6" if source.files is LIVECODEBENCH_VERSIONS else split
+
+
 # ------------------------------------------------------------------------------------------ overlap
-
-
-def overlap(question: str, others: "Shingles") -> bool:
-    """Whether a text is a near-duplicate of one in another set.
-
-    It has the same words, or half of its runs of eight words in common with them.
-
-    >>> overlap("What is  the SUM of 2, and 3?", Shingles(["What is the sum of 2 and 3?"]))
-    True
-    """
-    words = _words(question)
-    runs = {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
-    return tuple(words) in others.texts or bool(runs) and len(runs & others.runs) >= len(runs) / 2
 
 
 class Shingles:
     """The words of many texts, and their runs of eight words."""
 
     def __init__(self, texts):
-        lists = [_words(text) for text in texts]
-        self.texts = {tuple(words) for words in lists}
-        self.runs = {tuple(words[i : i + 8]) for words in lists for i in range(len(words) - 7)}
+        self.texts = set()
+        self.runs = set()
+        for text in texts:
+            words = words_of(text)
+            self.texts.add(words)
+            self.runs |= runs_of(words)
 
 
-def _words(text):
-    return re.findall(r"\w+", text.casefold())
+def overlap(question: str, others: Shingles) -> bool:
+    """Whether a text is a near-duplicate of one in another set.
+
+    It has the same words, or at least half of its runs of eight words in common with the set.
+
+    >>> overlap("What is  the SUM of 2, and 3?", Shingles(["What is the sum of 2 and 3?"]))
+    True
+    """
+    words = words_of(question)
+    if words in others.texts:
+        return True
+    runs = runs_of(words)
+    if not runs:
+        return False
+    return len(runs & others.runs) >= len(runs) / 2
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.casefold()))
+
+
+def runs_of(words: tuple[str, ...]) -> set[tuple[str, ...]]:
+    num_runs = max(0, len(words) - RUN_WORDS + 1)
+    return {words[start : start + RUN_WORDS] for start in range(num_runs)}

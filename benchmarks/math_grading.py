@@ -2,10 +2,11 @@ r"""Math grading: whether a reply's answer is right.
 
     grade_math("42", r"... so it is \boxed{42}")      1.0
 
-Ours, around math-verify: the last \boxed by brace matching, never a number in prose; integers
-exactly; else math-verify with both sides boxed, in a worker process that can be killed. There is no
-numeric tolerance (trap 7: 703 is not 700). Questions of reasoning-gym are graded by its own
-scorers. Test: `pytest tests/test_math_grading.py`. Read next: math_worker.py.
+The answer is in the last \boxed, never a number in prose. Integers are compared exactly. Everything
+else goes to math-verify, in a worker process that can be killed. There is no numeric tolerance
+(trap 7: 703 is not 700). Questions of reasoning-gym are graded by its own scorers.
+
+Test: `pytest tests/test_math_grading.py`. Read next: math_worker.py.
 """
 
 import atexit
@@ -28,7 +29,8 @@ START_SECONDS = 60.0  # the import of sympy is not part of a check
 EVALUATED = frozenset(
     {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "puzzle24", "countdown"}
 )
-# And of sympy, which runs what it reads, where plain answers are not enough: these are refused.
+# Scorers that hand it to sympy, which runs what it reads. Plain answers are not enough there: these
+# generators are refused.
 REFUSED = frozenset({"simple_integration", "intermediate_integration", "polynomial_multiplication"})
 
 # A unit after a number. "or 6", "million" and "i" are no units.
@@ -66,7 +68,7 @@ def canonical_integer(text: str) -> str | None:
 def grade_math(gold: str, text: str) -> float:
     r"""1.0 if the answer that `text` commits to equals `gold`, else 0.0.
 
-    Never raises on any text; at most 10 s.
+    Never raises on any text; takes at most 10 s.
 
     >>> grade_math("700", r"\boxed{703}"), grade_math("42", r"\boxed{42}, 17, \boxed{42}")
     (0.0, 1.0)
@@ -92,12 +94,13 @@ def grade_math(gold: str, text: str) -> float:
 
 
 def plain_latex(latex: str) -> str:
+    """`latex` without what math-verify reads wrongly: an upright e, a second kind of box."""
     latex = re.sub(r"\\(?:mathrm|text)\{\s*e\s*\}", "e", latex)
     return latex.replace("\\fbox", "\\boxed")
 
 
 def grade_rg(question, text: str) -> float:
-    """The score of reasoning-gym's own scorer, 0 to 1."""
+    """The score of reasoning-gym's own scorer, 0.0 to 1.0."""
     import reasoning_gym
 
     answer = final_answer(text)
@@ -141,6 +144,7 @@ class MathWorker:
         self.lock = threading.Lock()
 
     def check(self, gold: str, answer: str) -> bool:
+        """Whether two LaTeX texts are the same answer. Raises RuntimeError without math-verify."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self.start()
@@ -148,7 +152,7 @@ class MathWorker:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER)],
+            [sys.executable, "-P", str(WORKER)],  # -P: our datasets.py must not shadow a package
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

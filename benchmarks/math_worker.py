@@ -1,9 +1,9 @@
 """The worker of math_grading.py: checks answers with math-verify, in a process that can be killed.
 
-    python math_worker.py      reads [gold, answer] as JSON, a line each; prints true or false
+    python -P math_worker.py      reads [gold, answer] as JSON, a line each; prints true or false
 
-It imports nothing of ours.
-Test: `pytest tests/test_math_grading.py`. Read next: datasets.py.
+It imports nothing of this project.
+Test: `pytest tests/test_math_grading.py`. Read next: code_grading.py.
 """
 
 import json
@@ -15,23 +15,37 @@ import sympy
 from math_verify import parse, verify
 
 MEMORY = 4 << 30  # bytes of address space
-SMALL = 1e-2  # below it, numbers are compared by their ratio
+SMALL = 1e-2  # numbers below it have to agree relatively, too
+TOLERANCE = 1e-6  # relative
 
 
 def check(gold: str, answer: str) -> bool:
-    gold, answer = parse("\\boxed{" + gold + "}"), parse("\\boxed{" + answer + "}")
-    if not verify(gold, answer):  # gold first: verify is not symmetric
+    """Whether two LaTeX texts are the same answer. May raise whatever sympy raises."""
+    parsed_gold = parse("\\boxed{" + gold + "}")
+    parsed_answer = parse("\\boxed{" + answer + "}")
+    if not verify(parsed_gold, parsed_answer):  # gold first: verify is not symmetric
         return False
-    numbers = []
-    for side in (gold, answer):
-        if side and isinstance(side[0], sympy.Expr) and side[0].is_number:
-            numbers.append(side[0])
-    if len(numbers) < 2 or abs(numbers[0].evalf()) >= SMALL:
+    gold_number = as_number(parsed_gold)
+    answer_number = as_number(parsed_answer)
+    if gold_number is None or answer_number is None:
         return True
-    # verify rounds to 6 decimals: 1/2004! and 1/2006! are the same nothing.
-    if numbers[0] == 0:
-        return bool(numbers[1] == 0)
-    return bool(abs((numbers[0] - numbers[1]) / numbers[0]).evalf(30) < 1e-6)
+    if abs(gold_number.evalf()) < SMALL:
+        # verify rounds to 6 decimals, where 1/2004! and 1/2006! are both 0.
+        return same_small_number(gold_number, answer_number)
+    return True
+
+
+def as_number(parsed: list) -> sympy.Expr | None:
+    """The number that math-verify has read; None if it has read something else."""
+    if parsed and isinstance(parsed[0], sympy.Expr) and parsed[0].is_number:
+        return parsed[0]
+    return None
+
+
+def same_small_number(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    if gold == 0:
+        return bool(answer == 0)
+    return bool(abs((gold - answer) / gold).evalf(30) < TOLERANCE)
 
 
 def main() -> None:
@@ -41,7 +55,7 @@ def main() -> None:
         question = json.loads(line)
         try:
             result = question is not None and check(*question)
-        except Exception:  # boundary: whatever sympy does with a model's text, it is not the answer
+        except Exception:  # boundary: sympy may raise anything on a model's text; then it is wrong
             result = False
         print(json.dumps(result), flush=True)
 

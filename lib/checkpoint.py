@@ -17,19 +17,25 @@ import torch
 from safetensors import SafetensorError
 
 from data_types import UserError
-from lib.distributed import restore_optimizer
+from lib.distributed import gather_state, restore_optimizer
 
 
-def save(out: pathlib.Path, learners: list, states: list[dict], step: int) -> None:
-    """Write `out`/checkpoint: `step` updates are done.
+def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -> None:
+    """Write `out`/checkpoint: `step` updates are done. Collective, where weights are divided.
 
     Args:
         learners: train.Learner of the shared weights, or of the executor's and the designer's.
-        states: their distributed.gather_state.
+        is_writer: rank 0 writes.
 
     Raises:
         UserError: the disk is full; the old checkpoint stays in place.
     """
+    states = [
+        gather_state(learner.policy.model, learner.optimizer, learner.is_sharded)
+        for learner in learners
+    ]
+    if not is_writer:
+        return
     new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(new, ignore_errors=True)
     try:

@@ -1,12 +1,13 @@
 """Runs every attack at one level, as whoever starts it, and says what was not contained. Standard
 library only.
 
-    python attack_harness.py LEVEL [FOLDER OF ATTACK FILES]      prints one JSON object: {"ran": n, "problems": [...], ...}
+    python attack_harness.py LEVEL [FOLDER OF ATTACK FILES]
 
-Contained means, found out here and not by what an attack prints: it ends within its limits with a status that is right;
-nothing secret is in any output; nobody called at the listeners; no file, mode or time of the project, the home or the
-shared temporary folders changed; no process, mount or shared memory is left; this process has its priority, affinity,
-limits and memory; and a clean run right afterwards works.
+It prints one JSON object: {"ran": n, "problems": [...], ...}. Contained means, found out here and not
+by what an attack prints: it ends within its limits with a status that is right; nothing secret is in
+any output; nobody called at the listeners; no file, mode or time of the project, the home or the
+shared temporary folders changed; no process, mount or shared memory is left; this process has its
+priority, affinity, limits and memory; and a clean run right afterwards works.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ import threading
 import time
 
 from attacks import ATTACKS
+
 from benchmarks.code_grading import call
 from data_types import ProtocolError, SandboxError
 from sandbox import Limits, Sandbox
@@ -30,7 +32,12 @@ from sandbox import Limits, Sandbox
 CANARY = "TRUTH" + "CANARY"
 LIMITS = Limits(wall=1.0, cpu=1.0, memory=256 << 20, messages=50)
 # The names of another protocol, as some of the files use them
-SHIM = "import mas as _m\n_a = _m.Agent('a', 'b')\n_m.ask = lambda name, text: _a(text)\n_submit = _m.submit\n_m.submit = lambda text: _submit(_a(text))\n"
+SHIM = """import mas as _m
+_a = _m.Agent('a', 'b')
+_m.ask = lambda name, text: _a(text)
+_submit = _m.submit
+_m.submit = lambda text: _submit(_a(text))
+"""
 
 
 def read(folder):

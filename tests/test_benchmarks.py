@@ -1,26 +1,27 @@
-"""The published sets: every row of every sample loads or is left out for a reason, and none of the
-known traps catches us."""
+"""The published sets: every row loads or is left out for a reason, and no known trap of the data
+catches us."""
 
 import base64
 import gzip
 import json
+import os
 import pickle
 import zlib
 
 import pytest
 from conftest import SHARED, needs_shared
 
-from benchmarks import datasets as benchmarks
 import tasks
-from benchmarks.math_grading import canonical_integer, grade_math
+from benchmarks import datasets
 from benchmarks.datasets import Shingles, Skip, overlap, private_tests, read
+from data_types import UserError
 
 DATA = SHARED / "data"
 
 
 @needs_shared
 @pytest.mark.parametrize(
-    "file, split, kept, skipped",
+    "file, split, count, skipped",
     [
         ("aime24.jsonl", "test", 30, {}),
         ("aime25.jsonl", "test", 30, {}),
@@ -44,172 +45,239 @@ DATA = SHARED / "data"
         ),
     ],
 )
-def test_every_row_loads_or_is_left_out_for_a_reason(file, split, kept, skipped):
-    name = next(name for name in benchmarks.SOURCES if file.startswith(name))
+def test_every_row_loads_or_is_left_out_for_a_reason(file, split, count, skipped):
+    name = next(name for name in datasets.SOURCES if file.startswith(name))
     questions, reasons = read(name, split, path=str(DATA / file))
-    assert len(questions) == kept and dict(reasons) == skipped
-    assert len({question.prompt for question in questions}) == kept and all(
-        question.id for question in questions
-    )
+    assert dict(reasons) == skipped
+    assert len(questions) == count
+    assert len({question.prompt for question in questions}) == count
     for question in questions:
-        assert bool(question.tests) == (question.kind == "code") == (not question.answer)
-        assert question.tests is None or ("tests" in question.tools) == bool(question.tests.public)
+        assert question.id
+        is_code = question.kind == "code"
+        assert bool(question.tests) == is_code
+        assert bool(question.answer) == (not is_code)
+        if is_code:
+            assert ("tests" in question.tools) == bool(question.tests.public)
 
 
 @needs_shared
-def test_golds_are_equal_to_themselves():
-    for name in ("aime24", "aime25", "gsm8k"):
-        for question in tasks.load(name, "all", 0, 60, str(DATA)):
-            assert (
-                grade_math(question.answer, f"\\boxed{{{question.answer}}}") == 1.0
-                and canonical_integer(question.answer) is not None
-            )
-    for name in ("olympiadbench", "math500"):
-        for question in tasks.load(name, "all", 0, 80, str(DATA)):
-            assert grade_math(question.answer, f"\\boxed{{{question.answer}}}") == 1.0, question
+def test_a_seed_draws_the_same_questions_every_time():
+    questions = tasks.load("math500", "all", 0, 20, str(DATA))
+    assert len(questions) == 20
+    assert questions == tasks.load("math500", "all", 0, 20, str(DATA))
+    assert questions != tasks.load("math500", "all", 1, 20, str(DATA))
 
 
 @needs_shared
-def test_the_same_questions_every_time_and_a_limit_is_a_limit():
-    one, two = (tasks.load("math500", "all", seed, 20, str(DATA)) for seed in (0, 0))
-    assert one == two != tasks.load("math500", "all", 1, 20, str(DATA)) and len(one) == 20
-    train, held = (tasks.load("gsm8k", split, 0, 2000, str(DATA)) for split in ("train", "heldout"))
-    assert len(train) + len(held) == 1000 and not {q.prompt for q in train} & {
-        q.prompt for q in held
-    }
+def test_training_and_heldout_questions_are_disjoint():
+    train = tasks.load("gsm8k", "train", 0, 2000, str(DATA))
+    heldout = tasks.load("gsm8k", "heldout", 0, 2000, str(DATA))
+    assert len(train) + len(heldout) == 1000
+    assert not {q.prompt for q in train} & {q.prompt for q in heldout}
 
 
 @needs_shared
 def test_training_runs_twenty_tests_and_an_evaluation_all():
-    counts = {
-        split: [
-            len(q.tests.public + q.tests.hidden)
-            for q in tasks.load("codecontests", split, 0, 100, str(DATA))
-        ]
-        for split in ("train", "heldout", "all")
-    }
-    assert (
-        max(counts["train"]) == 20 < max(counts["heldout"])
-        and 20 < max(counts["all"])
-        and tasks.load("codecontests", "train", 0, 9, str(DATA))
-        == tasks.load("codecontests", "train", 0, 9, str(DATA))
-    )
+    def most_tests(split):
+        questions = tasks.load("codecontests", split, 0, 100, str(DATA))
+        return max(len(q.tests.public + q.tests.hidden) for q in questions)
+
+    assert most_tests("train") == 20
+    assert most_tests("heldout") > 20
+    assert most_tests("all") > 20
+
+
+@needs_shared
+def test_the_tests_of_training_are_the_same_every_time():
+    questions = tasks.load("codecontests", "train", 0, 9, str(DATA))
+    assert questions == tasks.load("codecontests", "train", 0, 9, str(DATA))
 
 
 @needs_shared
 def test_dapo_is_unwrapped():
-    question = next(q for q in read("dapo", "train", str(DATA))[0] if q.answer == "73")
-    assert (
-        question.prompt.startswith("Among the 900 residents") and "Answer:" not in question.prompt
-    )
-    row = {"prompt": "1+1 是多少?", "solution": "2"}
+    questions, _ = read("dapo", "train", str(DATA))
+    question = next(question for question in questions if question.answer == "73")
+    assert question.prompt.startswith("Among the 900 residents")
+    assert "Answer:" not in question.prompt
+
+
+def test_dapo_in_chinese_is_left_out():
     with pytest.raises(Skip, match="Chinese"):
-        benchmarks._dapo(row, "dapo")
+        datasets.convert_dapo({"prompt": "1+1 是多少?", "solution": "2"}, "dapo")
 
 
 @needs_shared
-def test_hidden_tests_and_golds_are_in_no_prompt():
-    for name in ("livecodebench", "codecontests", "apps"):
-        for question in read(name, "test", str(DATA))[0]:
-            shown = [
-                given
-                for given, _ in question.tests.hidden
-                if isinstance(given, str) and len(given) > 12 and given.strip() in question.prompt
-            ]
-            assert not shown, question.id
+@pytest.mark.parametrize("name", ["livecodebench", "codecontests", "apps"])
+def test_hidden_tests_are_in_no_prompt(name):
+    questions, _ = read(name, "test", str(DATA))
+    for question in questions:
+        for given, _ in question.tests.hidden:
+            if isinstance(given, str) and len(given) > 12:
+                assert given.strip() not in question.prompt, question.id
+
+
+# ------------------------------------------------------------- LiveCodeBench's pickle from the net
 
 
 @needs_shared
 def test_the_private_tests_of_livecodebench():
     row = json.loads((DATA / "livecodebench_sample_raw.jsonl").read_text().splitlines()[0])
-    assert len(private_tests(row["private_test_cases"])) > 3 and private_tests("[]") == []
+    assert len(private_tests(row["private_test_cases"])) > 3
 
 
-def packed(value, protocol=4):
-    return base64.b64encode(zlib.compress(pickle.dumps(value, protocol))).decode()
+def test_private_tests_may_be_plain_json():
+    assert private_tests("[]") == []
+
+
+def pack(value, protocol=4) -> str:
+    return compress(pickle.dumps(value, protocol))
+
+
+def compress(pickled: bytes) -> str:
+    return base64.b64encode(zlib.compress(pickled)).decode()
+
+
+def test_a_pickled_text_is_read():
+    assert private_tests(pack('[{"input": "1"}]')) == [{"input": "1"}]
 
 
 class Evil:
     def __reduce__(self):
-        import os
-
         return os.system, ("touch pwned",)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        packed(Evil()),
-        packed(Evil(), 0),
-        packed(Evil(), 2),
-        packed({"a": 1}),
-        packed(print),
+        pack(Evil()),
+        pack(Evil(), protocol=0),
+        pack(Evil(), protocol=2),
+        pack({"a": 1}),
+        pack(print),
         "nonsense",
         base64.b64encode(b"x").decode(),
-        base64.b64encode(zlib.compress(b"\x80\x04.")).decode(),
-        base64.b64encode(zlib.compress(b"cos\nsystem\n(S'id'\ntR.")).decode(),
+        compress(b"\x80\x04."),
+        compress(b"cos\nsystem\n(S'id'\ntR."),
     ],
 )
 def test_a_pickle_from_the_net_constructs_nothing(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Skip, match="can't be read"):
         private_tests(text)
-    assert not list(tmp_path.iterdir()) and private_tests(packed('[{"input": "1"}]')) == [
-        {"input": "1"}
-    ]
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------- options, shapes
 
 
 @needs_shared
-def test_options(tmp_path):
-    for option, kept in (
+@pytest.mark.parametrize(
+    "name, count",
+    [
         ("apps@introductory", 2),
         ("apps@interview", 2),
         ("apps@competition", 1),
         ("livecodebench@2023-08-01..2023-08-31", 1),
         ("livecodebench@2025-01-01..2025-04-30", 0),
-    ):
-        assert len(read(option, "test", str(DATA))[0]) == kept, option
-    assert tasks.parse_spec("paper") == [
-        ("polaris", 0.5),
-        ("apps@introductory", 0.35),
-        ("codecontests", 0.15),
-    ]
-    for wrong in ("apps@hard", "livecodebench@v9", "livecodebench@2025", "aime24@v1", "mbpp@"):
-        with pytest.raises(tasks.UserError, match="no option"):
-            tasks.load(wrong, "all", 0, 10, str(DATA))
-    with pytest.raises(tasks.UserError, match="no question is left"):
-        tasks.load("livecodebench@2025-01-01..2025-04-30", "all", 0, 10, str(DATA))
-
-
-def test_shapes_of_apps(tmp_path):
-    """Arguments stay lists, dictionaries get their integer keys back, huge integers are read,
-    one-element results are unwrapped."""
-
-    def row(inputs, outputs, **more):
-        return {
-            "problem_id": 1,
-            "question": "Do it.",
-            "difficulty": "introductory",
-            "starter_code": "",
-            "input_output": json.dumps({"inputs": inputs, "outputs": outputs, **more}),
-        }
-
-    big = "9" * 5000
-    raw = row([], []) | {
-        "input_output": '{"fn_name": "f", "inputs": [[' + big + ']], "outputs": [1]}'
-    }
-    assert benchmarks._apps(raw, "apps").tests.hidden[0][0][0] % 10 == 9
-    assert benchmarks._apps(
-        row([[{"1": [2]}, [3]]], [[{"4": 5}]], fn_name="f"), "apps"
-    ).tests.hidden == (([{1: [2]}, [3]], {4: 5}),)
-    assert benchmarks._apps(row([["1", "2"]], [["3"]]), "apps").tests.hidden == (("1\n2", "3"),)
-    for empty in ("", json.dumps({"inputs": [], "outputs": []})):
-        with pytest.raises(Skip, match="without tests"):
-            benchmarks._apps(row([], []) | {"input_output": empty}, "apps")
+    ],
+)
+def test_options_select_rows(name, count):
+    questions, _ = read(name, "test", str(DATA))
+    assert len(questions) == count
 
 
 @pytest.mark.parametrize(
-    "row, reason",
+    "name", ["apps@hard", "livecodebench@v9", "livecodebench@2025", "aime24@v1", "mbpp@"]
+)
+def test_an_option_that_a_set_lacks_is_an_error(name):
+    with pytest.raises(UserError, match="no option"):
+        tasks.load(name, "all", 0, 10, str(DATA))
+
+
+@needs_shared
+def test_an_option_that_leaves_no_question_is_an_error():
+    with pytest.raises(UserError, match="no question is left"):
+        tasks.load("livecodebench@2025-01-01..2025-04-30", "all", 0, 10, str(DATA))
+
+
+def test_the_mixture_of_the_paper():
+    included, excluded = tasks.parse_spec("paper")
+    assert included == [("polaris", 0.5), ("apps@introductory", 0.35), ("codecontests", 0.15)]
+    assert excluded == []
+
+
+@pytest.mark.parametrize(
+    "options, split, key",
+    [
+        ([], "test", "v6"),
+        (["v2"], "test", "v2"),
+        (["2025-01-01..2025-04-30", "release_v5"], "test", "release_v5"),
+    ],
+)
+def test_the_newest_version_unless_another_is_named(options, split, key):
+    assert datasets.files_key(datasets.SOURCES["livecodebench"], options, split) == key
+
+
+def test_the_files_of_a_split_and_of_a_version():
+    assert datasets.files_key(datasets.SOURCES["apps"], ["interview"], "train") == "train"
+    assert datasets.LIVECODEBENCH_VERSIONS["v1"] == ("test.jsonl",)
+    assert datasets.LIVECODEBENCH_VERSIONS["release_v2"] == ("test.jsonl", "test2.jsonl")
+
+
+def apps_row(inputs, outputs, **more) -> dict:
+    return {
+        "problem_id": 1,
+        "question": "Do it.",
+        "difficulty": "introductory",
+        "starter_code": "",
+        "input_output": json.dumps({"inputs": inputs, "outputs": outputs, **more}),
+    }
+
+
+def test_apps_reads_huge_integers():
+    row = apps_row([], [])
+    digits = "9" * 5000
+    row["input_output"] = '{"fn_name": "f", "inputs": [[' + digits + ']], "outputs": [1]}'
+    [(arguments, _)] = datasets.convert_apps(row, "apps").tests.hidden
+    assert arguments[0] % 10 == 9
+
+
+def test_apps_keeps_arguments_as_lists_with_integer_keys():
+    """And a result of one element is taken out of its list."""
+    row = apps_row([[{"1": [2]}, [3]]], [[{"4": 5}]], fn_name="f")
+    assert datasets.convert_apps(row, "apps").tests.hidden == (([{1: [2]}, [3]], {4: 5}),)
+
+
+def test_apps_joins_lists_of_lines():
+    row = apps_row([["1", "2"]], [["3"]])
+    assert datasets.convert_apps(row, "apps").tests.hidden == (("1\n2", "3"),)
+
+
+@pytest.mark.parametrize("input_output", ["", json.dumps({"inputs": [], "outputs": []})])
+def test_apps_without_tests_is_left_out(input_output):
+    row = apps_row([], []) | {"input_output": input_output}
+    with pytest.raises(Skip, match="without tests"):
+        datasets.convert_apps(row, "apps")
+
+
+CODECONTESTS_ROW = {
+    "name": "p",
+    "description": "Add one.",
+    "public_tests": {"input": ["1"], "output": ["2"]},
+    "private_tests": {"input": [], "output": []},
+    "generated_tests": {"input": [], "output": []},
+    "time_limit": {"seconds": 0, "nanos": 500_000_000},
+    "input_file": "",
+    "output_file": "",
+}
+
+
+def test_a_python_program_has_three_times_the_limit_of_codecontests():
+    assert datasets.convert_codecontests(CODECONTESTS_ROW, "codecontests").tests.seconds == 1.5
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
     [
         ({"input_file": "in.txt"}, "files"),
         ({"description": "This is an interactive problem."}, "interactive"),
@@ -219,106 +287,127 @@ def test_shapes_of_apps(tmp_path):
         ({"description": "a\x0cfrac"}, "control"),
     ],
 )
-def test_what_cannot_be_graded_is_left_out(row, reason):
-    tests = {"input": ["1"], "output": ["2"]}
-    good = {
-        "name": "p",
-        "description": "Add one.",
-        "public_tests": tests,
-        "private_tests": {"input": [], "output": []},
-        "generated_tests": {"input": [], "output": []},
-        "time_limit": {"seconds": 0, "nanos": 500_000_000},
-        "input_file": "",
-        "output_file": "",
-    }
-    assert benchmarks._codecontests(good, "codecontests").tests.seconds == 1.5
+def test_what_cannot_be_graded_is_left_out(changes, reason):
     with pytest.raises(Skip, match=reason):
-        benchmarks._codecontests(good | row, "codecontests")
+        datasets.convert_codecontests(CODECONTESTS_ROW | changes, "codecontests")
 
 
-def test_files_of_any_kind(tmp_path):
-    rows = [{"id": str(i), "problem": f"What is {i} + 1?", "answer": i + 1} for i in range(5)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    with gzip.open(tmp_path / "a" / "aime25_copy.jsonl.gz", "wt") as file:
-        file.write(text)
-    assert len(read("aime25", "test", str(tmp_path / "a"))[0]) == 5
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: no parquet files")
+# ------------------------------------------------------------------------------------------- files
+
+AIME_ROWS = [{"id": str(i), "problem": f"What is {i} + 1?", "answer": i + 1} for i in range(5)]
+AIME_TEXT = "".join(json.dumps(row) + "\n" for row in AIME_ROWS)
+
+
+def answers(name: str, folder) -> list[str]:
+    questions, _ = read(name, "test", str(folder))
+    return sorted(question.answer for question in questions)
+
+
+def test_a_gzipped_file(tmp_path):
+    with gzip.open(tmp_path / "aime25_copy.jsonl.gz", "wt") as file:
+        file.write(AIME_TEXT)
+    assert answers("aime25", tmp_path) == ["1", "2", "3", "4", "5"]
+
+
+def test_a_parquet_file(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: no parquet files")
+    import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b" / "aime25.parquet")
-    assert sorted(q.answer for q in read("aime25", "test", str(tmp_path / "b"))[0]) == [
-        "1",
-        "2",
-        "3",
-        "4",
-        "5",
-    ]
-    (tmp_path / "b" / "aime25.parquet").unlink()
-    for content, said in (
-        (text + "{", "line 6"),
+    table = pyarrow.Table.from_pylist(AIME_ROWS)
+    pyarrow.parquet.write_table(table, tmp_path / "aime25.parquet")
+    assert answers("aime25", tmp_path) == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (AIME_TEXT + "{", "line 6"),
         ("[1]\n", "object"),
         ('{"id": 1}\n', "not a row of aime25"),
-    ):
-        (tmp_path / "b" / "aime25.jsonl").write_text(content)
-        with pytest.raises(tasks.UserError, match=said):
-            read("aime25", "test", str(tmp_path / "b"))
-    with pytest.raises(tasks.UserError, match="no file humaneval"):
+    ],
+)
+def test_a_file_that_is_wrong_is_an_error(content, message, tmp_path):
+    (tmp_path / "aime25.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read("aime25", "test", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, content", [("aime25.jsonl", b"\xff"), ("aime25.jsonl.gz", b"not gzipped")]
+)
+def test_a_file_that_is_no_text_is_an_error(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="not a UTF-8 text file"):
+        read("aime25", "test", str(tmp_path))
+
+
+def test_a_folder_without_the_set_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no file humaneval"):
         read("humaneval", "test", str(tmp_path))
 
 
-def test_of_several_files_the_one_that_names_version_and_split(tmp_path, caplog):
-    """And a line where it has to make do with another."""
+@pytest.fixture
+def folder(tmp_path, caplog):
+    """A folder with files of several sets and versions."""
     caplog.set_level("INFO", logger="metaagent")
-    for name in (
-        "mbpp.jsonl",
-        "mbpp_sanitized.jsonl",
-        "livecodebench_v5.jsonl",
-        "livecodebench_v6.jsonl",
-        "gsm8k_train.jsonl",
-    ):
-        (tmp_path / name).write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
-    picked = [
-        benchmarks._local(name, "test", tmp_path).name
-        for name in (
-            "mbpp",
-            "mbpp@sanitized",
-            "livecodebench@v6",
-            "livecodebench@2025-01-01..2025-04-30",
-        )
-    ]
-    assert (
-        picked
-        == [
-            "mbpp.jsonl",
-            "mbpp_sanitized.jsonl",
-            "livecodebench_v6.jsonl",
-            "livecodebench_v5.jsonl",
-        ]
-        and not caplog.text
+    names = (
+        *("mbpp.jsonl", "mbpp_sanitized.jsonl", "livecodebench_v5.jsonl"),
+        *("livecodebench_v6.jsonl", "gsm8k_train.jsonl"),
     )
-    assert (
-        len(read("gsm8k", "test", str(tmp_path))[0]) == 1 and "names the other split" in caplog.text
-    )
-    assert (
-        benchmarks._local("livecodebench@v4", "test", tmp_path).name == "livecodebench_v5.jsonl"
-        and "does not name v4" in caplog.text
-    )
+    for name in names:
+        row = {"question": "1 + 1?", "answer": "#### 2"}
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("mbpp", "mbpp.jsonl"),
+        ("mbpp@sanitized", "mbpp_sanitized.jsonl"),
+        ("livecodebench@v6", "livecodebench_v6.jsonl"),
+        ("livecodebench@2025-01-01..2025-04-30", "livecodebench_v5.jsonl"),
+    ],
+)
+def test_of_several_files_the_one_that_names_the_version(name, file, folder, caplog):
+    assert datasets.find_file(name, "test", folder).name == file
+    assert not caplog.text
+
+
+def test_a_file_of_the_other_split_is_taken_with_a_line(folder, caplog):
+    assert answers("gsm8k", folder) == ["2"]
+    assert "names the other split" in caplog.text
+
+
+def test_a_file_of_another_version_is_taken_with_a_line(folder, caplog):
+    file = datasets.find_file("livecodebench@v4", "test", folder)
+    assert file.name == "livecodebench_v5.jsonl"
+    assert "does not name v4" in caplog.text
+
+
+# ----------------------------------------------------------------------------------------- overlap
+
+
+@pytest.fixture(scope="module")
+def aime24():
+    questions = tasks.load("aime24", "all", 0, 100, str(DATA))
+    return Shingles(question.prompt for question in questions)
 
 
 @needs_shared
-def test_overlap_finds_what_is_evaluated_in_what_is_trained_on():
-    """The Polaris and DAPO fixtures are AIME24 questions: found behind other spacing, case and a
-    changed number; GSM8K's are not."""
-    aime = Shingles(question.prompt for question in tasks.load("aime24", "all", 0, 100, str(DATA)))
-    for name in ("polaris", "dapo"):
-        for question in read(name, "train", str(DATA))[0]:
-            assert overlap(question.prompt, aime) and overlap(
-                "  " + question.prompt.upper().replace(" ", "\n") + " ", aime
-            )
-            assert overlap(question.prompt.replace("9", "8", 1), aime)
-    assert not any(
-        overlap(question.prompt, aime)
-        for question in tasks.load("gsm8k,math500", "all", 0, 400, str(DATA))
-    )
+@pytest.mark.parametrize("name", ["polaris", "dapo"])
+def test_overlap_finds_what_is_evaluated_in_what_is_trained_on(name, aime24):
+    """The Polaris and DAPO fixtures are AIME 24 questions, found behind small changes."""
+    questions, _ = read(name, "train", str(DATA))
+    for question in questions:
+        assert overlap(question.prompt, aime24)
+        spaced = "  " + question.prompt.upper().replace(" ", "\n") + " "
+        assert overlap(spaced, aime24)
+        assert overlap(question.prompt.replace("9", "8", 1), aime24)
+
+
+@needs_shared
+def test_overlap_does_not_find_other_questions(aime24):
+    for question in tasks.load("gsm8k,math500", "all", 0, 400, str(DATA)):
+        assert not overlap(question.prompt, aime24), question

@@ -8,13 +8,7 @@ from conftest import learner
 
 from data_types import UserError
 from lib import checkpoint
-from lib.distributed import gather_state
 from policy import Policy
-
-
-def save(out, subject, step):
-    state = gather_state(subject.policy.model, subject.optimizer, is_sharded=False)
-    checkpoint.save(out, [subject], [state], step)
 
 
 class Killed(BaseException):
@@ -25,7 +19,7 @@ class Killed(BaseException):
 def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatch, crash_at):
     """Stop at every stage of the second save: a complete checkpoint is found, the old or the new."""
     subject = learner()
-    save(tmp_path, subject, step=1)
+    checkpoint.save(tmp_path, [subject], step=1)
     real_rename, real_save = os.rename, torch.save
     renames = []
 
@@ -43,26 +37,26 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatc
     if crash_at == "save":
         monkeypatch.setattr(torch, "save", crash_save)
     try:
-        save(tmp_path, subject, step=2)
+        checkpoint.save(tmp_path, [subject], step=2)
     except Killed:
         pass
     monkeypatch.undo()
     folder = checkpoint.find(tmp_path)
     step = checkpoint.restore(checkpoint.read(folder), subject)
     assert step == (2 if crash_at == "never" else 1) and Policy(str(folder))
-    save(tmp_path, subject, step=3)  # and the next save works
+    checkpoint.save(tmp_path, [subject], step=3)  # and the next save works
     assert checkpoint.read(checkpoint.find(tmp_path))["step"] == 3
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     subject = learner()
-    save(tmp_path, subject, step=1)
+    checkpoint.save(tmp_path, [subject], step=1)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="No space left"):
-        save(tmp_path, subject, step=2)
+        checkpoint.save(tmp_path, [subject], step=2)
     assert checkpoint.read(checkpoint.find(tmp_path))["step"] == 1
     assert not (tmp_path / "checkpoint.new").exists()

@@ -1,5 +1,4 @@
-"""Judging programs: references pass, what is nearly right fails, probes get the official verdicts,
-and nothing but solving earns a reward."""
+"""Judging programs: references pass, what is nearly right fails, nothing but solving is paid."""
 
 import asyncio
 import json
@@ -8,102 +7,122 @@ import time
 import pytest
 from conftest import SHARED, needs_shared
 
-from benchmarks import code_grading, datasets
-from benchmarks.code_grading import Suite, judge, same_output
-from benchmarks.code_grading import grade_program as grade
+from benchmarks import datasets
+from benchmarks.code_grading import (
+    Suite,
+    behaviour,
+    grade_code,
+    grade_program,
+    judge,
+    public_test_report,
+    same_output,
+)
+from data_types import Question
 from lib.answers import last_program
 from sandbox import Sandbox
 
 DATA = SHARED / "data"
+MAX_AT_ONCE = 8  # programs that are judged at the same time
 
 
-def judged(jobs, stop=False):
-    """The verdicts of many (tests, program) at once."""
+def in_sandbox(function):
+    """What the coroutine function `function(sandbox)` returns."""
 
     async def go():
         async with Sandbox() as sandbox:
-            gate = asyncio.Semaphore(8)
-
-            async def one(tests, program):
-                async with gate:
-                    return [
-                        verdict.passed
-                        for verdict in await judge(
-                            sandbox, tests, tests.public + tests.hidden, program, stop
-                        )
-                    ]
-
-            return await asyncio.gather(*(one(*job) for job in jobs))
+            return await function(sandbox)
 
     return asyncio.run(go())
 
 
-def rows(name):
-    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+def judge_all(jobs: list[tuple[Suite, str]], stop: bool = False) -> list[list[bool]]:
+    """For every (tests, program): which of all its cases pass."""
+
+    async def judge_jobs(sandbox):
+        gate = asyncio.Semaphore(MAX_AT_ONCE)
+
+        async def judge_job(tests, program):
+            async with gate:
+                verdicts = await judge(sandbox, tests, tests.public + tests.hidden, program, stop)
+            return [verdict.passed for verdict in verdicts]
+
+        return await asyncio.gather(*[judge_job(tests, program) for tests, program in jobs])
+
+    return in_sandbox(judge_jobs)
+
+
+def rows_of(file_name: str) -> list[dict]:
+    return [json.loads(line) for line in (DATA / file_name).read_text().splitlines()]
+
+
+def failures(name: str, references: dict[str, str]) -> list[str]:
+    """Questions of the set whose reference solution fails one of its tests."""
+    questions, _ = datasets.read(name, "test", str(DATA))
+    assert len(questions) == {"humaneval": 164, "mbpp": 500}[name]
+    jobs = [(question.tests, references[question.id]) for question in questions]
+    failed = []
+    for question, passed in zip(questions, judge_all(jobs)):
+        if not all(passed):
+            failed.append(question.id)
+    return failed
 
 
 @needs_shared
 def test_every_reference_solution_of_humaneval_passes():
-    found, _ = datasets.read("humaneval", "test", str(DATA))
-    reference = {
-        row["task_id"]: row["prompt"] + row["canonical_solution"] for row in rows("humaneval.jsonl")
-    }
-    verdicts = judged([(question.tests, reference[question.id]) for question in found])
-    assert len(found) == 164 and all(map(all, verdicts)), [
-        q.id for q, v in zip(found, verdicts) if not all(v)
-    ]
+    references = {}
+    for row in rows_of("humaneval.jsonl"):
+        references[row["task_id"]] = row["prompt"] + row["canonical_solution"]
+    assert failures("humaneval", references) == []
 
 
 @needs_shared
 def test_every_reference_solution_of_mbpp_passes():
-    found, _ = datasets.read("mbpp", "test", str(DATA))
-    reference = {
-        str(row["task_id"]): row["code"].replace("\r\n", "\n") for row in rows("mbpp.jsonl")
-    }
-    verdicts = judged([(question.tests, reference[question.id]) for question in found])
-    assert len(found) == 500 and all(map(all, verdicts)), [
-        q.id for q, v in zip(found, verdicts) if not all(v)
-    ]
+    references = {}
+    for row in rows_of("mbpp.jsonl"):
+        references[str(row["task_id"])] = row["code"].replace("\r\n", "\n")
+    assert failures("mbpp", references) == []
 
 
-def echo(tests):
-    """A program that knows the expected results of its cases by their inputs; and one that gets a
-    single token of one of them wrong."""
-    cases = tests.public + tests.hidden
+# ------------------------------------------------------- expected outputs, and one that is spoiled
 
-    def program(pairs):
-        if tests.kind == "stdin":
-            return f"import sys\nanswers = dict({pairs!r})\nsys.stdout.write(answers[sys.stdin.read()])"
-        name = tests.function.split(".")[-1]
-        body = f"def {name}(*args):\n    return next(value for given, value in {pairs!r} if list(given) == list(args))\n"
-        return body + (
-            f"class Solution:\n    {name} = lambda self, *args: {name}(*args)\n"
-            if "Solution" in tests.function
-            else ""
-        )
 
-    def spoil(value):
-        if isinstance(value, bool):
-            return not value
-        if isinstance(value, (int, float)):
-            return value + 1
-        if isinstance(value, list):
-            return value[:-1] + [spoil(value[-1])] if value else [0]
-        tokens = str(value).split()
-        return (
-            value[: value.rindex(tokens[-1])]
-            + ("7" if tokens[-1] == "8" else "8")
-            + value[value.rindex(tokens[-1]) + len(tokens[-1]) :]
-            if tokens
-            else "8"
-        )
+def lookup_program(tests: Suite, pairs: list) -> str:
+    """A program that knows its result for every input: pairs (input, result)."""
+    if tests.kind == "stdin":
+        return f"import sys\nanswers = dict({pairs!r})\nsys.stdout.write(answers[sys.stdin.read()])"
+    name = tests.function.split(".")[-1]
+    program = (
+        f"def {name}(*args):\n"
+        f"    return next(value for given, value in {pairs!r} if list(given) == list(args))\n"
+    )
+    if "Solution" in tests.function:
+        program += f"class Solution:\n    {name} = lambda self, *args: {name}(*args)\n"
+    return program
 
-    longest = max(range(len(cases)), key=lambda number: len(str(cases[number][1])))
-    wrong = [
-        (given, spoil(value) if number == longest else value)
-        for number, (given, value) in enumerate(cases)
-    ]
-    return program(list(cases)), program(wrong), longest
+
+def spoil(value):
+    """A result that is wrong in one token, or in one item."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, list):
+        return value[:-1] + [spoil(value[-1])] if value else [0]
+    if not value.split():
+        return "8"
+    last_token = value.split()[-1]
+    start = value.rindex(last_token)
+    other_token = "7" if last_token == "8" else "8"
+    return value[:start] + other_token + value[start + len(last_token) :]
+
+
+def spoil_one(cases: tuple) -> tuple[list, int]:
+    """The cases with one wrong result, of the longest; and its place."""
+    place = max(range(len(cases)), key=lambda i: len(str(cases[i][1])))
+    spoiled = list(cases)
+    given, value = cases[place]
+    spoiled[place] = (given, spoil(value))
+    return spoiled, place
 
 
 @needs_shared
@@ -112,27 +131,35 @@ def echo(tests):
     ["codecontests_sample.jsonl", "apps_train_sample_raw.jsonl", "livecodebench_sample_raw.jsonl"],
 )
 def test_the_expected_outputs_pass_and_a_single_changed_token_fails(name):
-    found, _ = datasets.read(name.split("_")[0], "test", path=str(DATA / name))
-    jobs, expected = [], []
-    for question in found:
-        cases = (question.tests.public + question.tests.hidden)[:12]
-        tests = Suite(question.tests.kind, cases, (), question.tests.function, question.tests.rule)
-        right, wrong, place = echo(tests)
-        jobs += [(tests, right), (tests, wrong)]
-        inputs = [json.dumps(given) for given, _ in cases]
-        last = len(inputs) - 1 - inputs[::-1].index(inputs[place])
-        expected += [
-            [True] * len(cases),
-            [number != place for number in range(len(cases))] if last == place else None,
-        ]
-    for question, found_verdicts, wanted in zip(
-        [q for q in found for _ in range(2)], judged(jobs), expected
-    ):
-        assert wanted is None or found_verdicts == wanted, question.id
-    assert len(found) >= 4 and expected.count(None) <= 1
+    questions, _ = datasets.read(name.split("_")[0], "test", path=str(DATA / name))
+    jobs = []
+    places = []
+    for question in questions:
+        original = question.tests
+        cases = (original.public + original.hidden)[:12]
+        tests = Suite(original.kind, cases, function=original.function, rule=original.rule)
+        spoiled, place = spoil_one(cases)
+        jobs.append((tests, lookup_program(tests, list(cases))))
+        jobs.append((tests, lookup_program(tests, spoiled)))
+        places.append(place)
+    verdicts = judge_all(jobs)
+
+    num_unclear = 0
+    for i, question in enumerate(questions):
+        cases = jobs[2 * i][0].public
+        place = places[i]
+        assert verdicts[2 * i] == [True] * len(cases), question.id
+        if cases[place][0] in [given for given, _ in cases[place + 1 :]]:
+            num_unclear += 1  # the same input again: which of its results is right?
+        else:
+            assert verdicts[2 * i + 1] == [j != place for j in range(len(cases))], question.id
+    assert len(questions) >= 4
+    assert num_unclear <= 1
 
 
-# (rule, expected, printed, verdict of the official runner, ours if it differs, why)
+# --------------------------------------------------------------------------------------- comparing
+
+# (rule, expected, printed, verdict)
 OUTPUTS = [
     ("lines", "1\n2\n", "1\n2", True),
     ("lines", "1\n2\n", "  1  \n 2\n\n\n", True),
@@ -192,16 +219,18 @@ def test_outputs(rule, expected, printed, verdict):
     assert same_output(expected, printed, rule) is verdict
 
 
-# What differs from an official runner is by design: LiveCodeBench's runs a program inside itself
-# and fails right ones (marked *); its
-# and APPS's pass wrong ones (marked !).
+# (program, verdict). LiveCodeBench's own runner runs a program inside itself, and fails the right
+# programs that are marked with *.
 PROBES = [
     ("print(int(input()) + int(input()))", True),
     ("import sys; print(sum(map(int, sys.stdin)))", True),  # *
-    (
-        "import sys\na = sys.stdin.buffer.readline()\nb = sys.stdin.buffer.readline()\nprint(int(a) + int(b))",
+    (  # *
+        "import sys\n"
+        "a = sys.stdin.buffer.readline()\n"
+        "b = sys.stdin.buffer.readline()\n"
+        "print(int(a) + int(b))",
         True,
-    ),  # *
+    ),
     ("print(sum(map(int, open(0).read().split())))", True),  # *
     ("import sys; print(sum(map(int, sys.stdin.readlines())))", True),
     ("import os; print(sum(map(int, os.read(0, 99).split())))", True),  # *
@@ -235,8 +264,9 @@ PROBES = [
 
 def test_programs_that_read_and_end_in_every_way():
     tests = Suite("stdin", (("2\n3\n", "5\n"),), rule="lines", seconds=2.0)
-    found = judged([(tests, program) for program, _ in PROBES])
-    assert [(program, verdict) for (program, _), (verdict,) in zip(PROBES, found)] == PROBES
+    verdicts = judge_all([(tests, program) for program, _ in PROBES])
+    actual = [(program, passed) for (program, _), [passed] in zip(PROBES, verdicts)]
+    assert actual == PROBES
 
 
 # (expected, expression, verdict): values of calls, as LiveCodeBench's == has them
@@ -275,147 +305,219 @@ VALUES = [
 
 
 def test_values():
-    found = judged(
-        [
-            (
-                Suite("call", (([], expected),), (), "f", seconds=2.0),
-                f"def f(): return {expression}",
-            )
-            for expected, expression, _ in VALUES
-        ]
-    )
-    assert [(expression, verdict) for (_, expression, _), (verdict,) in zip(VALUES, found)] == [
-        (expression, verdict) for _, expression, verdict in VALUES
-    ]
+    jobs = []
+    for expected, expression, _ in VALUES:
+        tests = Suite("call", (([], expected),), function="f", seconds=2.0)
+        jobs.append((tests, f"def f(): return {expression}"))
+    actual = [passed for [passed] in judge_all(jobs)]
+    for passed, (expected, expression, verdict) in zip(actual, VALUES, strict=True):
+        assert passed is verdict, (expected, expression)
 
 
-# --------------------------------------------------------------------------------- reward hacking
+# ---------------------------------------------------------------------------------- reward hacking
 
 SUM = Suite("call", (([1, 2], 3), ([4, 5], 9)), (([7, 1], 8),), "f", seconds=1.0)
 ECHO = Suite("stdin", (("1 2\n", "3\n"),), (("7 1\n", "8\n"),), seconds=1.0)
-CHECK = Suite(
-    "assert",
-    (),
-    ("def check(c):\n    assert c(1, 2) == 3\n    assert c(7, 1) == 8\ncheck(f)",),
-    "f",
-    seconds=1.0,
-)
+CHECK_CODE = """\
+def check(c):
+    assert c(1, 2) == 3
+    assert c(7, 1) == 8
+check(f)"""
+CHECK = Suite("assert", hidden=(CHECK_CODE,), function="f", seconds=1.0)
+
 HACKS = [
+    # Results that equal everything
     (
         SUM,
-        "class Any:\n    __eq__ = lambda self, other: True\n    __hash__ = lambda self: 0\ndef f(*a): return Any()",
+        "class Any:\n"
+        "    __eq__ = lambda self, other: True\n"
+        "    __hash__ = lambda self: 0\n"
+        "def f(*a): return Any()",
     ),
     (
         SUM,
-        "class Any(int):\n    __eq__ = lambda self, other: True\n    __ne__ = lambda self, other: False\ndef f(*a): return Any(0)",
+        "class Any(int):\n"
+        "    __eq__ = lambda self, other: True\n"
+        "    __ne__ = lambda self, other: False\n"
+        "def f(*a): return Any(0)",
     ),
+    (
+        CHECK,
+        "class Any:\n    __eq__ = lambda self, other: True\ndef f(*a): return Any()",
+    ),
+    (CHECK, "import sys\nsys.exit = lambda *a: None\ndef f(*a): return NotImplemented"),
+    # Forged results and messages
     (SUM, "import json\njson.dumps = lambda *a, **k: '{\"value\": 42}'\ndef f(*a): return None"),
     (
         SUM,
-        "import os\nfor fd in range(3, 60):\n    try: os.write(fd, b'{\"passed\": true}\\n' * 9)\n    except OSError: pass\ndef f(*a): return None",
-    ),
-    (
-        SUM,
-        "import sys, gc\ndef f(*a):\n    for o in gc.get_objects():\n        if isinstance(o, dict) and 'expected' in o: return o['expected']\n    return None",
-    ),
-    (SUM, "import os\ndef f(*a): os._exit(0)"),
-    (SUM, "def f(*a): raise SystemExit(0)"),
-    (
-        SUM,
-        "import sys\ndef f(*a):\n    frame = sys._getframe()\n    while frame:\n        if 'expected' in frame.f_locals: return frame.f_locals['expected']\n        frame = frame.f_back",
+        "import os\n"
+        "for fd in range(3, 60):\n"
+        "    try: os.write(fd, b'{\"passed\": true}\\n' * 9)\n"
+        "    except OSError: pass\n"
+        "def f(*a): return None",
     ),
     (CHECK, "import mas\nmas._request({'op': 'passed'})\ndef f(*a): return 0"),
     (
         CHECK,
-        "import mas\nreal = mas._request\nmas._request = lambda m: real({'op': 'passed', 'text': ''})\ndef f(*a): return 0",
+        "import mas\n"
+        "real = mas._request\n"
+        "mas._request = lambda m: real({'op': 'passed', 'text': ''})\n"
+        "def f(*a): return 0",
     ),
     (
         CHECK,
-        "def f(*a):\n    import mas\n    mas._request({'op': 'passed', 'text': 'null'})\n    return 0",
+        "def f(*a):\n"
+        "    import mas\n"
+        "    mas._request({'op': 'passed', 'text': 'null'})\n"
+        "    return 0",
     ),
-    (CHECK, "class Any:\n    __eq__ = lambda self, other: True\ndef f(*a): return Any()"),
-    (CHECK, "import builtins\nbuiltins.AssertionError = KeyError\ndef f(*a): raise SystemExit(0)"),
     (
         CHECK,
-        'import os\nos.write(3, b\'{"op": "value", "text": "{\\\\"float\\\\": \\\\"__import__(1)\\\\"}"}\\n\' * 99)\ndef f(*a): return 0',
-    ),
-    (CHECK, "import sys\nsys.exit = lambda *a: None\ndef f(*a): return NotImplemented"),
-    (
-        ECHO,
-        "import os, glob\nfor p in glob.glob('/**/*test*', recursive=True)[:99]: print(open(p).read())",
-    ),
-    (
-        ECHO,
-        "import os\nfor fd in range(3, 60):\n    try: print(os.read(fd, 99))\n    except OSError: pass",
+        "import os\n"
+        'os.write(3, b\'{"op": "value", "text": '
+        '"{\\\\"float\\\\": \\\\"__import__(1)\\\\"}"}\\n\' * 99)\n'
+        "def f(*a): return 0",
     ),
     (ECHO, "import sys\nprint('3\\n8\\nok\\npassed')\nsys.exit(0)"),
     (ECHO, "import os\nos.lseek(1, 0, 0)\nos.write(1, b'ok')\nos._exit(0)"),
+    # An end before the test
+    (SUM, "import os\ndef f(*a): os._exit(0)"),
+    (SUM, "def f(*a): raise SystemExit(0)"),
+    (CHECK, "import builtins\nbuiltins.AssertionError = KeyError\ndef f(*a): raise SystemExit(0)"),
+    # Looking for the expected values
+    (
+        SUM,
+        "import sys, gc\n"
+        "def f(*a):\n"
+        "    for o in gc.get_objects():\n"
+        "        if isinstance(o, dict) and 'expected' in o: return o['expected']\n"
+        "    return None",
+    ),
+    (
+        SUM,
+        "import sys\n"
+        "def f(*a):\n"
+        "    frame = sys._getframe()\n"
+        "    while frame:\n"
+        "        if 'expected' in frame.f_locals: return frame.f_locals['expected']\n"
+        "        frame = frame.f_back",
+    ),
+    (
+        ECHO,
+        "import os, glob\n"
+        "for p in glob.glob('/**/*test*', recursive=True)[:99]: print(open(p).read())",
+    ),
+    (
+        ECHO,
+        "import os\n"
+        "for fd in range(3, 60):\n"
+        "    try: print(os.read(fd, 99))\n"
+        "    except OSError: pass",
+    ),
 ]
 
 
 def test_programs_that_try_to_be_paid_without_solving():
-    async def go():
-        async with Sandbox() as sandbox:
-            return await asyncio.gather(
-                *(grade(sandbox, tests, program) for tests, program in HACKS)
-            )
+    async def grade_hacks(sandbox):
+        grading = [grade_program(sandbox, tests, program) for tests, program in HACKS]
+        return await asyncio.gather(*grading)
 
-    scores = asyncio.run(go())
-    assert len(HACKS) >= 15 and scores == [0.0] * len(HACKS), [
-        program for (_, program), score in zip(HACKS, scores) if score
-    ]
+    scores = in_sandbox(grade_hacks)
+    assert len(HACKS) >= 15
+    assert [program for (_, program), score in zip(HACKS, scores) if score != 0.0] == []
 
 
-def test_a_solution_is_paid_in_full_and_half_a_solution_by_the_fraction():
-    right = {
-        "call": "def f(a, b): return a + b",
-        "assert": "def f(a, b): return a + b",
-        "stdin": "print(sum(map(int, input().split())))",
-    }
+@pytest.mark.parametrize(
+    "tests, solution",
+    [
+        (SUM, "def f(a, b): return a + b"),
+        (CHECK, "def f(a, b): return a + b"),
+        (ECHO, "print(sum(map(int, input().split())))"),
+    ],
+    ids=["call", "assert", "stdin"],
+)
+def test_a_solution_is_paid_in_full(tests, solution):
+    assert in_sandbox(lambda sandbox: grade_program(sandbox, tests, solution)) == 1.0
 
-    async def go():
-        async with Sandbox() as sandbox:
-            full = [await grade(sandbox, tests, right[tests.kind]) for tests in (SUM, CHECK, ECHO)]
-            return (
-                full,
-                await grade(sandbox, SUM, "def f(a, b): return 3 if a == 1 else 1 / 0"),
-                await grade(sandbox, SUM, None),
-            )
 
-    full, part, nothing = asyncio.run(go())
-    assert full == [1.0, 1.0, 1.0] and part == pytest.approx(1 / 3) and nothing == 0.0
+@pytest.mark.parametrize(
+    "program, score", [("def f(a, b): return 3 if a == 1 else 1 / 0", 1 / 3), (None, 0.0)]
+)
+def test_half_a_solution_is_paid_by_the_fraction(program, score):
+    actual = in_sandbox(lambda sandbox: grade_program(sandbox, SUM, program))
+    assert actual == pytest.approx(score)
 
 
 def test_one_case_that_kills_the_program_costs_that_case_alone():
-    (verdicts,) = judged(
-        [
-            (
-                Suite("call", tuple(([i], i) for i in range(5)), (), "f", seconds=1.0),
-                "import os\ndef f(i):\n    if i == 2: os._exit(0)\n    return i",
-            )
-        ]
-    )
-    assert verdicts == [True, True, False, True, True]
-    (verdicts,) = judged([(SUM, "def f(a, b): return 3")], stop=True)
-    assert verdicts == [True, False, False]
+    tests = Suite("call", tuple(([i], i) for i in range(5)), function="f", seconds=1.0)
+    program = "import os\ndef f(i):\n    if i == 2: os._exit(0)\n    return i"
+    assert judge_all([(tests, program)]) == [[True, True, False, True, True]]
+
+
+def test_stop_ends_at_the_first_failure():
+    assert judge_all([(SUM, "def f(a, b): return 3")], stop=True) == [[True, False, False]]
 
 
 def test_a_program_has_the_time_of_its_cases_and_no_more():
-    """Each case that ends the process starts a new one; all of them together have the time of all
-    cases."""
-    deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\ndef f(i):\n    while True: pass"
-    started = time.monotonic()
-    (verdicts,) = judged(
-        [(Suite("call", tuple(([i], i) for i in range(8)), (), "f", seconds=0.25), deaf)]
+    """Every case that ends the process starts a new one; together they have the time of all."""
+    program = (
+        "import signal\n"
+        "signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
+        "def f(i):\n"
+        "    while True: pass"
     )
-    assert verdicts == [False] * 8 and time.monotonic() - started < 10
+    tests = Suite("call", tuple(([i], i) for i in range(8)), function="f", seconds=0.25)
+    started = time.monotonic()
+    assert judge_all([(tests, program)]) == [[False] * 8]
+    assert time.monotonic() - started < 10
 
 
 def test_grade_code_needs_no_event_loop():
-    import tasks
+    question = Question("q", "Add.", "", "code", tests=SUM)
+    assert grade_code(question, "def f(a, b): return a + b") == 1.0
 
-    question = tasks.Question("q", "Add.", "", "code", tests=SUM)
-    assert code_grading.grade_code(question, "def f(a, b): return a + b") == 1.0
+
+# ------------------------------------------------------------------------- what agents are told
+
+
+def test_programs_that_do_the_same_behave_the_same():
+    programs = [
+        "def f(a, b): return a + b",
+        "def f(x, y): return sum((x, y))",
+        "def f(a, b): return a * b",
+        None,
+    ]
+
+    async def digests(sandbox):
+        return await asyncio.gather(*[behaviour(sandbox, SUM, program) for program in programs])
+
+    first, same, other, nothing = in_sandbox(digests)
+    assert first == same
+    assert other not in (first, None)
+    assert nothing is None
+
+
+@pytest.mark.parametrize(
+    "tests, program, report",
+    [
+        (SUM, "def f(a, b): return a + b", "2 of 2 passed."),
+        (
+            SUM,
+            "def f(a, b): return 3",
+            "1 of 2 passed.\nInput:\n[4, 5]\nExpected:\n9\nGot:\n3",
+        ),
+        (ECHO, "print(4)", "0 of 1 passed.\nInput:\n1 2\n\nExpected:\n3\n\nGot:\n4\n"),
+    ],
+)
+def test_the_report_shows_public_cases_alone(tests, program, report):
+    assert in_sandbox(lambda sandbox: public_test_report(sandbox, tests, program)) == report
+
+
+def test_the_report_of_an_assert_shows_its_code():
+    tests = Suite("assert", ("assert f(1) == 2",), function="f", seconds=1.0)
+    report = in_sandbox(lambda sandbox: public_test_report(sandbox, tests, "def f(a): return a"))
+    assert report.startswith("0 of 1 passed.\nFailed: assert f(1) == 2\nGot:\n")
+    assert "AssertionError" in report
 
 
 @pytest.mark.parametrize(
@@ -435,4 +537,4 @@ def test_grade_code_needs_no_event_loop():
 )
 def test_last_program(text, program):
     assert last_program(text) == program
-    assert code_grading.last_program(text + "\n") == program
+    assert last_program(text + "\n") == program

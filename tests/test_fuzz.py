@@ -13,8 +13,8 @@ from conftest import ROOT  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from executor import parse_ask
 from data_types import ProtocolError
+from lib.messages import parse_ask
 from sandbox import Limits, Sandbox, Session
 
 BATCH, BATCHES = (

@@ -3,8 +3,8 @@
 import pytest
 
 import mas
-from mas import Agent, Reply, ask_all, debate, judge, reflect, route, submit, vote
 from lib.answers import final_answer
+from mas import Agent, Reply, ask_all, debate, judge, reflect, route, submit, vote
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The pages, in a real browser: complete, safe with any text, usable by keyboard, readable at any
 width, light and dark."""
 
-import asyncio
 import json
 import re
 import subprocess

@@ -6,12 +6,12 @@ import importlib
 import re
 import shlex
 
+import cli
 import pytest
+import runs
 from conftest import ROOT
 
-import cli
 import eval as evaluation
-import runs
 import sft
 import train
 

@@ -187,12 +187,12 @@ def test_every_step_has_the_same_questions_in_every_run(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         trainers.append(train.Trainer(Config(questions=8), tmp_path / name, 0, "cpu"))
     first, again = trainers
-    order = [[q.id for q in first.questions_for(step)] for step in range(25)]
-    assert order == [[q.id for q in again.questions_for(step)] for step in range(25)]
+    order = [[q.id for q in first.questions_of_step(step)] for step in range(25)]
+    assert order == [[q.id for q in again.questions_of_step(step)] for step in range(25)]
     one_pass, next_pass = sum(order[:8], []), sum(order[8:16], [])
     assert sorted(one_pass) == sorted(q.id for q in first.questions) and one_pass != next_pass
     for step in range(5):
-        families = sorted(q.family for q in first.questions_for(step))
+        families = sorted(q.family for q in first.questions_of_step(step))
         assert families == ["compute"] * 4 + ["recall"] * 2 + ["relay"] * 2
 
 

@@ -27,38 +27,26 @@ def theirs(loss_type, beta, delta, cap, high):
     """TRL's loss and gradient with respect to the log-probabilities, computed by its own method."""
     logprobs, old, ref, mask, advantages = inputs()
     trainer = MagicMock(spec_set=None)
-    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (
-        logprobs,
-        torch.zeros(B, T),
-        None,
-    )
-    trainer.aux_loss_enabled, trainer.top_entropy_quantile, trainer.off_policy_mask_threshold = (
-        False,
-        1.0,
-        None,
-    )
-    (
-        trainer.importance_sampling_level,
-        trainer.beta,
-        trainer.loss_type,
-        trainer._entropy_bonus_enabled,
-    ) = "token", beta, loss_type, False
+    entropies = torch.zeros(B, T)
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logprobs, entropies, None)
+    trainer.aux_loss_enabled = False
+    trainer.top_entropy_quantile = 1.0
+    trainer.off_policy_mask_threshold = None
+    trainer.importance_sampling_level = "token"
+    trainer.beta = beta
+    trainer.loss_type = loss_type
+    trainer._entropy_bonus_enabled = False
     trainer.epsilon_low, trainer.epsilon_high = 0.2, high
-    trainer.use_vllm, trainer.vllm_importance_sampling_correction = cap is not None, True
-    trainer.args.delta, trainer.args.use_bias_correction_kl, trainer.args.steps_per_generation = (
-        delta,
-        False,
-        1,
-    )
-    (
-        trainer.accelerator.num_processes,
-        trainer.current_gradient_accumulation_steps,
-        trainer.model.training,
-    ) = 1, 1, True
-    trainer.accelerator.gather, trainer._metrics = (
-        lambda tensor: tensor,
-        {"train": defaultdict(list)},
-    )
+    trainer.use_vllm = cap is not None
+    trainer.vllm_importance_sampling_correction = True
+    trainer.args.delta = delta
+    trainer.args.use_bias_correction_kl = False
+    trainer.args.steps_per_generation = 1
+    trainer.accelerator.num_processes = 1
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.training = True
+    trainer.accelerator.gather = lambda tensor: tensor
+    trainer._metrics = {"train": defaultdict(list)}
     batch = {
         "prompt_ids": torch.zeros(B, 2, dtype=torch.long),
         "prompt_mask": torch.ones(B, 2, dtype=torch.long),
@@ -69,9 +57,9 @@ def theirs(loss_type, beta, delta, cap, high):
         "ref_per_token_logps": ref,
         "num_items_in_batch": mask.sum(),
     }
-    if (
-        cap is not None
-    ):  # with its vLLM correction, old are the trainer's own log-probabilities, and the sampler's differ from those
+    if cap is not None:
+        # With its vLLM correction, old are the trainer's own log-probabilities, and the sampler's
+        # differ from those.
         batch["old_per_token_logps"] = logprobs.detach()
         batch["importance_sampling_ratio"] = (logprobs.detach() - old).exp().clamp(max=cap)
     loss = trl.GRPOTrainer._compute_loss(trainer, None, batch)
@@ -81,28 +69,22 @@ def theirs(loss_type, beta, delta, cap, high):
 
 def ours(beta, delta, cap, high):
     logprobs, old, ref, mask, advantages = inputs()
-    kept = mask.bool()
-    flat, old_K = logprobs[kept], old[kept]
-    weights = credit.importance_weights(flat, old_K, cap) if cap is not None else None
-    loss_K, _ = credit.policy_loss(
-        flat,
-        flat.detach() if cap is not None else old_K,
-        advantages[:, None].expand(B, T)[kept],
-        0.2,
-        high,
-        delta,
-        ref[kept],
-        beta,
-        weights,
-    )
+    mask_B_T = mask.bool()
+    logprobs_K, sampler_K = logprobs[mask_B_T], old[mask_B_T]
+    advantages_K = advantages[:, None].expand(B, T)[mask_B_T]
+    old_K, weights_K = sampler_K, 1.0
+    if cap is not None:
+        old_K = logprobs_K.detach()
+        weights_K = credit.importance_weights(logprobs_K, sampler_K, cap)
+    loss_K, _ = credit.policy_loss(logprobs_K, old_K, advantages_K, (0.2, high), delta)
+    loss_K = loss_K * weights_K + beta * credit.kl_penalty(logprobs_K, ref[mask_B_T])
     loss = loss_K.sum() / mask.sum()
     loss.backward()
     return loss.detach(), logprobs.grad
 
 
-@pytest.mark.parametrize(
-    "loss_type", ["dapo", "bnpo"]
-)  # a mean over all tokens of the batch, as ours
+# A mean over all tokens of the batch, as ours.
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
 @pytest.mark.parametrize(
     "beta, delta, cap, high",
     [
@@ -116,11 +98,10 @@ def ours(beta, delta, cap, high):
     ],
 )
 def test_loss_and_gradient_are_the_same(loss_type, beta, delta, cap, high):
-    (a, grad_a), (b, grad_b) = (
-        theirs(loss_type, beta, delta, cap, high),
-        ours(beta, delta, cap, high),
-    )
-    assert abs(a - b) < 1e-6 and (grad_a - grad_b).abs().max() < 1e-6 and grad_b.abs().max() > 1e-3
+    their_loss, their_gradient = theirs(loss_type, beta, delta, cap, high)
+    our_loss, our_gradient = ours(beta, delta, cap, high)
+    assert abs(their_loss - our_loss) < 1e-6 and our_gradient.abs().max() > 1e-3
+    assert (their_gradient - our_gradient).abs().max() < 1e-6
 
 
 def test_advantages_are_the_same():

@@ -1,86 +1,110 @@
-"""Verdicts per second, for math and for code, beside the plain way; medians of 3 rounds, all from
-one run. `python tests/bench_grade.py`
+"""Speed of grading: verdicts per second for math and for code, beside plain subprocesses.
 
-Code: 100 programs x 10 tests against a `subprocess.run` of the interpreter per test, one after the other and 64 at once. Asserts nothing.
+    python -m experiments.bench.grade
+
+Code: 100 programs x 10 tests in the sandbox, against one `subprocess.run` of the interpreter per
+test, one after the other and 64 at once. Every number is the median of 3 rounds of the same run. It
+asserts only that the verdicts are right: a shared machine is no judge of speed.
+Test: by hand, `python -m experiments.bench.grade`. Read next: sandbox.py.
 """
 
 import asyncio
 import concurrent.futures
-import pathlib
 import statistics
 import subprocess
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from grading import grade_math  # noqa: E402
-from programs import Suite, grade  # noqa: E402
-from sandbox import Sandbox  # noqa: E402
+from benchmarks.code_grading import Suite, grade_program
+from benchmarks.math_grading import grade_math
+from sandbox import Sandbox
 
-CASES = tuple((f"{i} {i + 1}\n", f"{2 * i + 1}\n") for i in range(10))
-STDIN = Suite("stdin", CASES)
-CALLS = Suite("call", tuple(([i, i + 1], 2 * i + 1) for i in range(10)), (), "f")
-PROGRAM, FUNCTION, COUNT = "print(sum(map(int, input().split())))", "def f(a, b): return a + b", 100
+ROUNDS = 3
+NUM_PROGRAMS = 100
+MAX_AT_ONCE = 16  # programs that are graded at the same time
+NUM_SUBPROCESSES = {1: 200, 64: 400}  # how many are started, by how many at once
+NUM_INTEGERS = 2000  # checks of a round that compare integers
+NUM_FRACTIONS = 60  # checks of a round that need math-verify
 
-
-def plain(case):
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", PROGRAM], input=case[0], capture_output=True, text=True
-    )
-    assert done.stdout == case[1]
-
-
-def rate(count, function):
-    started = time.perf_counter()
-    function()
-    return count / (time.perf_counter() - started)
+NUM_CASES = 10
+STDIN_CASES = tuple((f"{i} {i + 1}\n", f"{2 * i + 1}\n") for i in range(NUM_CASES))
+STDIN = Suite("stdin", STDIN_CASES)
+STDIN_PROGRAM = "print(sum(map(int, input().split())))"
+CALL = Suite("call", tuple(([i, i + 1], 2 * i + 1) for i in range(NUM_CASES)), function="f")
+CALL_PROGRAM = "def f(a, b): return a + b"
 
 
-async def code(tests, program):
+async def sandbox_rate(tests: Suite, program: str) -> float:
+    """Verdicts per second in the sandbox."""
+    gate = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def grade_one(sandbox):
+        async with gate:
+            assert await grade_program(sandbox, tests, program) == 1.0
+
     async with Sandbox() as sandbox:
-        started, gate = time.perf_counter(), asyncio.Semaphore(16)
-
-        async def one():
-            async with gate:
-                assert await grade(sandbox, tests, program) == 1.0
-
-        await asyncio.gather(*(one() for _ in range(COUNT)))
-        return 10 * COUNT / (time.perf_counter() - started)
+        started = time.perf_counter()
+        await asyncio.gather(*[grade_one(sandbox) for _ in range(NUM_PROGRAMS)])
+        return NUM_CASES * NUM_PROGRAMS / (time.perf_counter() - started)
 
 
-def main():
-    found = {
-        name: []
-        for name in (
-            "stdin tests, sandbox",
-            "calls, sandbox",
-            "plain subprocess, one by one",
-            "plain subprocess, 64 at once",
-        )
+def subprocess_rate(at_once: int) -> float:
+    """Verdicts per second with an interpreter per test."""
+    count = NUM_SUBPROCESSES[at_once]
+    cases = [STDIN_CASES[i % NUM_CASES] for i in range(count)]
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        started = time.perf_counter()
+        list(pool.map(run_subprocess, cases))
+        return count / (time.perf_counter() - started)
+
+
+def run_subprocess(case: tuple[str, str]) -> None:
+    given, expected = case
+    command = [sys.executable, "-I", "-S", "-c", STDIN_PROGRAM]
+    done = subprocess.run(command, input=given, capture_output=True, text=True)
+    assert done.stdout == expected
+
+
+def integer_rate() -> float:
+    """Math verdicts per second where integers are compared."""
+    started = time.perf_counter()
+    for _ in range(NUM_INTEGERS):
+        grade_math("42", r"\boxed{42}")
+    return NUM_INTEGERS / (time.perf_counter() - started)
+
+
+def fraction_rate() -> float:
+    """Math verdicts per second where math-verify decides."""
+    started = time.perf_counter()
+    for i in range(NUM_FRACTIONS):
+        grade_math(rf"\frac{{{i}}}{{7}}", rf"\boxed{{{i / 7}}}")
+    return NUM_FRACTIONS / (time.perf_counter() - started)
+
+
+def main() -> None:
+    measurements = {
+        "stdin tests, sandbox": lambda: asyncio.run(sandbox_rate(STDIN, STDIN_PROGRAM)),
+        "calls, sandbox": lambda: asyncio.run(sandbox_rate(CALL, CALL_PROGRAM)),
+        "plain subprocess, one by one": lambda: subprocess_rate(1),
+        "plain subprocess, 64 at once": lambda: subprocess_rate(64),
+        "math, integers": integer_rate,
+        "math, math-verify": fraction_rate,
     }
-    with concurrent.futures.ThreadPoolExecutor(64) as pool:
-        for _ in range(3):
-            found["stdin tests, sandbox"].append(asyncio.run(code(STDIN, PROGRAM)))
-            found["calls, sandbox"].append(asyncio.run(code(CALLS, FUNCTION)))
-            found["plain subprocess, one by one"].append(
-                rate(200, lambda: [plain(CASES[i % 10]) for i in range(200)])
-            )
-            found["plain subprocess, 64 at once"].append(
-                rate(400, lambda: list(pool.map(plain, [CASES[i % 10] for i in range(400)])))
-            )
-    base = {name: statistics.median(values) for name, values in found.items()}
-    for name, value in base.items():
-        print(
-            f"{name:30} {value:7.0f} verdicts/s, {value / base['plain subprocess, one by one']:6.1f} times one by one, "
-            f"{value / base['plain subprocess, 64 at once']:6.1f} times 64 at once"
-        )
     grade_math(r"\frac{1}{2}", r"\boxed{\frac{2}{4}}")  # starts the worker
-    print(
-        f"math, integers                 {statistics.median(rate(2000, lambda: [grade_math('42', chr(92) + 'boxed{42}') for _ in range(2000)]) for _ in range(3)):7.0f} verdicts/s"
-    )
-    print(
-        f"math, math-verify              {statistics.median(rate(60, lambda: [grade_math(f'{chr(92)}frac{{{i}}}{{7}}', f'{chr(92)}boxed{{{i}/7}}') for i in range(60)]) for _ in range(3)):7.0f} verdicts/s"
-    )
+    rates = {name: [] for name in measurements}
+    for _ in range(ROUNDS):
+        for name, measure in measurements.items():
+            rates[name].append(measure())
+
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    one_by_one = medians["plain subprocess, one by one"]
+    at_once = medians["plain subprocess, 64 at once"]
+    for name, value in medians.items():
+        line = f"{name:30} {value:7.0f} verdicts/s"
+        if not name.startswith("math"):
+            line += f", {value / one_by_one:6.1f} times one by one"
+            line += f", {value / at_once:6.1f} times 64 at once"
+        print(line)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import statistics
 import sys
 import tempfile
 
+import pages
 from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT, grow
 from playwright.sync_api import sync_playwright
 
-import pages
 from policy import HFEngine, Policy
 from tasks import arithmetic
 

@@ -17,9 +17,9 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import cli  # noqa: E402
 import torch  # noqa: E402
 
-import cli  # noqa: E402
 import tasks  # noqa: E402
 from engines import open_engine  # noqa: E402
 from executor import Budget  # noqa: E402

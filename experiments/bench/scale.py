@@ -20,9 +20,9 @@ from dataclasses import replace
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import runs  # noqa: E402
 import torch  # noqa: E402
 
-import runs  # noqa: E402
 import train  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 

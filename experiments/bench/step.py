@@ -18,14 +18,14 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
+from learner import Learner  # noqa: E402
+from scorer import Sample  # noqa: E402
 
 import credit  # noqa: E402
 import designer  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
-from learner import Learner  # noqa: E402
 from policy import HFEngine, Policy, seed_of  # noqa: E402
-from scorer import Sample  # noqa: E402
 
 Q, M, T, STEPS = 16, 8, 48, 6
 TINY = str(pathlib.Path(__file__).resolve().parent.parent / "tiny")
