@@ -2,6 +2,7 @@
 
 What defines the method comes first; constants that no run has to change stand in the files that use
 them. A flag that is given wins over its preset.
+
 Test: `pytest tests/test_cli.py tests/test_config.py`. Read next: train.py.
 """
 

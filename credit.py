@@ -1,8 +1,7 @@
 """Credit: rewards of a rollout -> advantages of both roles -> the GRPO loss; and who learns when.
 
-Pure functions on tensors: no model, no globals, no communication. With R = rewards_Q_M_N (Q
-questions, M designs each, N executions each), r[q, m] = mean_n R[q, m, n], std with ddof = 1 and
-eps = 1e-6:
+Pure functions on tensors. With R = rewards_Q_M_N (Q questions, M designs each, N executions each),
+r[q, m] = mean_n R[q, m, n], std with ddof = 1 and eps = 1e-6:
 
     designer  A_D[q,m]   = (r[q,m] - mean_m r[q]) / (std_m r[q] + eps)        group: designs of q
     executor  A_E[q,m,n] = (R[q,m,n] - mean_mn R[q]) / (std_mn R[q] + eps)    group "question"
@@ -11,15 +10,13 @@ eps = 1e-6:
     loss = -sum_k min(ratio_k A_k, clip(ratio_k, 1 - low, 1 + high) A_k) / K,
     ratio_k = exp(logprob_k - old_logprob_k), over all K completion tokens of the global batch
 
-Source: arXiv 2605.14212 for groups (question is the paper's) and stages; GRPO for the rest.
+Source: arXiv 2605.14212 for groups (question: the paper's) and stages; GRPO for the rest.
 
 Traps avoided: groups never mix questions (3); nothing is padded into a group (8); infrastructure
 failures are left out, script failures count as reward 0 (9); mean and std are over executions, not
-calls (16). The token mean of the loss is another matter: there an execution weighs as many tokens
-as its agents said, so one with more calls does weigh more.
+calls (16). In the loss, though, an execution with more tokens weighs more.
 
-`python credit.py` prints a worked example. Test: `pytest tests/test_credit.py`. Read next:
-train.py.
+Worked example: `python credit.py`. Test: `pytest tests/test_credit.py`. Read next: config.py.
 """
 
 import torch
@@ -68,14 +65,11 @@ def design_rewards(rewards_Q_M_N, valid_Q_M_N=None):
     return sum_Q_M / count_Q_M.clamp(min=1), count_Q_M > 0
 
 
-def normalise(values_G_N, valid_G_N, norm="std"):
+def normalise(values_G_N, valid_G_N):
     """Centre each group (row) on the mean of its valid entries, and divide by their std.
 
-    norm "none" does not divide (Dr. GRPO). Groups of fewer than two valid entries, or of equals,
-    give exact zeros; so do invalid entries.
+    Groups of fewer than two valid entries, or of equals, give exact zeros; so do invalid entries.
     """
-    if norm not in ("std", "none"):
-        raise ValueError(f"norm {norm!r}: std or none")
     count_G_1 = valid_G_N.sum(dim=1, keepdim=True)
     values_G_N = torch.where(valid_G_N, values_G_N, 0.0)
     mean_G_1 = values_G_N.sum(dim=1, keepdim=True) / count_G_1.clamp(min=1)
@@ -85,30 +79,30 @@ def normalise(values_G_N, valid_G_N, norm="std"):
 
     # Equals differ from their mean by rounding, which 1 / eps would blow up.
     centred_G_N = torch.where(std_G_1 < 1e-9, 0.0, centred_G_N)
-    return centred_G_N / (std_G_1 + EPS) if norm == "std" else centred_G_N
+    return centred_G_N / (std_G_1 + EPS)
 
 
-def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, norm="std", credit="mean"):
+def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, credit="mean"):
     """advantages_Q_M: the mean reward of a design against the question's other designs.
 
-    Two ablations (ours): credit "single" takes the reward of its first execution, "shared" the mean
-    advantage of its executions.
+    Ablations (ours): "single" takes the reward of its first execution, "shared" the mean advantage
+    of its executions.
 
     >>> designer_advantages(torch.tensor([[[1., 0.], [1., 1.]]])).round(decimals=3)
     tensor([[-0.7070,  0.7070]])
     """
     rewards, valid = check_rewards(rewards_Q_M_N, valid_Q_M_N)
     if credit == "shared":
-        shared = executor_advantages(rewards, valid, "question", norm)
+        shared = executor_advantages(rewards, valid, "question")
         return design_rewards(shared, valid)[0].float()
     if credit == "single":
         rewards, valid = rewards[..., :1], valid[..., :1]
     elif credit != "mean":
         raise ValueError(f"credit {credit!r}: mean, single or shared")
-    return normalise(*design_rewards(rewards, valid), norm).float()
+    return normalise(*design_rewards(rewards, valid)).float()
 
 
-def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question", norm="std"):
+def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question"):
     """advantages_Q_M_N: an execution against the others of its question, or of its design.
 
     >>> executor_advantages(torch.tensor([[[1., 0.], [1., 1.]]])).round(decimals=3)
@@ -123,8 +117,8 @@ def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question", norm=
     if group not in ("question", "design"):
         raise ValueError(f"group {group!r}: question or design")
     G = Q if group == "question" else Q * M
-    advantages_G = normalise(rewards.reshape(G, -1), valid.reshape(G, -1), norm)
-    return advantages_G.reshape(Q, M, N).float()
+    advantages_G_E = normalise(rewards.reshape(G, -1), valid.reshape(G, -1))
+    return advantages_G_E.reshape(Q, M, N).float()
 
 
 def policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip=(0.2, 0.2), dual_clip=None):
@@ -160,10 +154,9 @@ def policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip=(0.2, 0.2), dual_
 
 
 def kl_penalty(logprobs_K, reference_logprobs_K):
-    """The k3 estimate of KL(policy || reference), of each token, as in GRPO.
+    """The k3 estimate of KL(policy || reference) of each token, as in GRPO.
 
-    Its value is that KL; its gradient, on samples of the policy, is that of KL(reference ||
-    policy).
+    In expectation its gradient is that of KL(reference || policy).
 
     >>> kl_penalty(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())
     tensor([0.1931])
@@ -184,20 +177,14 @@ def importance_weights(logprobs_K, sampler_logprobs_K, cap):
     return (logprobs_K - sampler_logprobs_K).detach().exp().clamp(max=cap)
 
 
-def worked_example() -> str:
-    """Two questions, two designs each, two executions each: every number of the credit."""
-    rewards = torch.tensor([[[1.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
-    by_question = executor_advantages(rewards).round(decimals=3)
-    by_design = executor_advantages(rewards, group="design").round(decimals=3)
-    return f"""\
-Question 0: one design is right half the time, the other always. Question 1: all wrong.
-rewards_Q_M_N              {rewards.tolist()}
-design rewards r_Q_M       {design_rewards(rewards)[0].tolist()}
-designer advantages_Q_M    {designer_advantages(rewards).round(decimals=3).tolist()}
-executor advantages_Q_M_N  {by_question.tolist()}  (group: question)
-executor advantages_Q_M_N  {by_design.tolist()}  (group: design)
-Question 1 teaches nothing: its rewards are equal, and its advantages are exact zeros."""
-
-
 if __name__ == "__main__":
-    print(worked_example())
+    # Question 0: one design is right half the time, the other always. Question 1: all wrong.
+    rewards = torch.tensor([[[1.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    for name, values in {
+        "rewards_Q_M_N": rewards,
+        "design rewards r_Q_M": design_rewards(rewards)[0],
+        "designer advantages_Q_M": designer_advantages(rewards),
+        "executor advantages_Q_M_N": executor_advantages(rewards),
+        "with group = design": executor_advantages(rewards, group="design"),
+    }.items():
+        print(f"{name:26} {values.double().round(decimals=3).tolist()}")

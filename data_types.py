@@ -8,10 +8,8 @@
     Tree         rollout.py    one question with its M designs and N executions of each
     Sample       train.py      one completion to learn from, with the advantage of its trajectory
 
-Token ids go in and come out: what the engine sampled is what the loss sees. Nothing that is trained
-on is ever tokenised again from text.
+What the engine sampled is what the loss sees: no text is ever tokenised again to be trained on.
 
-The exceptions at the end say whose fault a failure is: the user's, the model's, or the machine's.
 Test: `pytest tests/test_readme.py`. Read next: mas.py.
 """
 
@@ -166,23 +164,3 @@ def seed_of(*parts) -> int:
     True
     """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-class UserError(ValueError):
-    """Bad input of the user: shown as one line, exit code 2."""
-
-
-class PromptTooLong(ValueError):
-    """The prompt leaves no room in the context. Nothing is ever cut off in silence."""
-
-
-class ProtocolError(ValueError):
-    """A script sent something that is not a message, or too many."""
-
-
-class EngineError(RuntimeError):
-    """The engine failed: executions that waited for it end as infra_error."""
-
-
-class SandboxError(RuntimeError):
-    """The sandbox itself failed, not the code in it: the execution ends as infra_error."""

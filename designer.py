@@ -13,7 +13,8 @@ import inspect
 import re
 
 import mas
-from data_types import Design, PromptTooLong, Question, seed_of
+from data_types import Design, Question, seed_of
+from lib.errors import PromptTooLong
 
 ROLE = "Design a multi-agent system."
 

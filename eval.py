@@ -35,13 +35,14 @@ from tqdm import tqdm
 
 import credit
 import tasks
-from data_types import Budget, Question, SandboxError, Tree, UserError
+from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
 from executor import Runtime
 from lib import cli
 from lib.answers import committed_answer
 from lib.cli import log
+from lib.errors import SandboxError, UserError
 from lib.files import atomic_write
 from lib.metrics import eval_score
 from lib.statistics import Result, record, summarise, table, unique_name

@@ -10,11 +10,11 @@ The script runs in the sandbox and talks over a pipe, one JSON message a line:
     {"op": "submit", "reply": 0}             ->      the answer is reply 0
 
 Two rules hold whatever the script does. It can only submit something that an agent said: `submit`
-carries the number of a reply, never a text (trap 11). It sees only the question: nothing else is
-sent to it. Every call is recorded here, in the trainer, as token ids. (Trap 2: the original let the
-script write them to a file, which after a crash was an older question's.)
+carries the number of a reply, never a text (trap 11). It sees only the question. Every call is
+recorded here, as token ids (trap 2: the original let the script write them to a file, which after a
+crash was an older question's). Failures of the script score 0; those of engine or sandbox are
+infra_error and left out (trap 9).
 
-Failures of the script score 0; those of engine or sandbox are infra_error and left out (trap 9).
 Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 """
 
@@ -23,39 +23,25 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from data_types import (
-    Ask,
-    Budget,
-    Call,
-    Completion,
-    Design,
+from data_types import Ask, Budget, Call, Completion, Design, Execution, Question, seed_of
+from lib.answers import committed_answer
+from lib.errors import (
     EngineError,
-    Execution,
+    InvalidScript,
+    OverBudget,
     PromptTooLong,
     ProtocolError,
-    Question,
     SandboxError,
-    seed_of,
 )
-from lib.answers import committed_answer
-from lib.messages import parse_ask
+from lib.messages import parse_asks
 from lib.tools import TOOL_HELP, parse_tool_call, run_tool
 from sandbox import Limits, Outcome, Sandbox
 
-MAX_ASKS = 64  # agents that one message may ask
 ANSWER_FORMAT = {
     "math": "Put your final answer in \\boxed{}.",
     "rg": "Put your final answer in \\boxed{}.",
     "code": "Put your final program into a ```solution block.",
 }
-
-
-class OverBudget(Exception):
-    """An execution asked for more than its budget."""
-
-
-class InvalidScript(Exception):
-    """A script asked for a tool that the question does not offer."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +99,7 @@ class Executor:
         return Execution(self.calls_in_order(), None, status, detail)
 
     def calls_in_order(self) -> tuple[Call, ...]:
-        """In the order asked, which does not depend on who answered first."""
+        """The order asked, which does not depend on who answered first."""
         return tuple(self.calls[key] for key in sorted(self.calls))
 
     def why_no_answer(self, outcome: Outcome) -> tuple[str, str]:
@@ -124,8 +110,6 @@ class Executor:
             return "timeout", f"the script ran longer than {self.budget.script_seconds} s"
         last_line = (outcome.stderr.strip().splitlines() or [outcome.status])[-1][:300]
         return ("invalid_script" if outcome.status == "invalid" else "crashed"), last_line
-
-    # ----------------------------------------------------------------- the script and its messages
 
     async def run_script(self, script: str) -> tuple[int | None, Outcome]:
         """Run it in the sandbox. Returns which reply it submitted, if any, and its outcome."""
@@ -159,12 +143,7 @@ class Executor:
 
     async def answer_asks(self, message: dict) -> list[dict]:
         """Speak for the agents that the script asks, all at the same time."""
-        raw_asks = message.get("asks")
-        if message.get("op") != "ask" or not isinstance(raw_asks, list):
-            raise ProtocolError("a message is an ask or a submit")
-        if not 0 < len(raw_asks) <= MAX_ASKS:
-            raise ProtocolError(f"a message asks 1 to {MAX_ASKS} agents")
-        asks = [parse_ask(raw) for raw in raw_asks]
+        asks = parse_asks(message)
         for ask in asks:
             unknown = sorted(set(ask.tools) - set(self.question.tools))
             if unknown:
@@ -179,25 +158,15 @@ class Executor:
                 raise text
         self.replies += texts
 
-        kind = self.question.kind
         replies = []
         for i, text in enumerate(texts):
-            answer = committed_answer(kind, text)
+            answer = committed_answer(self.question.kind, text)
             replies.append({"id": first + i, "text": text, "answer": answer})
-        if kind == "code" and len(texts) > 1:
-            await self.group_programs(replies)
+        if self.question.kind == "code" and len(texts) > 1:
+            from benchmarks.code_grading import group_programs
+
+            await group_programs(self.runtime.sandbox, self.question.tests, replies)
         return replies
-
-    async def group_programs(self, replies: list[dict]) -> None:
-        """Programs that do the same on the public tests count as one answer in a vote."""
-        from benchmarks.code_grading import behaviour
-
-        sandbox, tests = self.runtime.sandbox, self.question.tests
-        programs = [behaviour(sandbox, tests, reply["answer"]) for reply in replies]
-        for reply, group in zip(replies, await asyncio.gather(*programs)):
-            reply["group"] = group
-
-    # ----------------------------------------------------------------------------------- one agent
 
     async def run_agent(self, ask: Ask, number: int) -> str:
         """Let one agent speak: tool calls, at most max_turns, then its final reply."""

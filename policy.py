@@ -4,10 +4,9 @@
     prompt_ids = policy.render([{"role": "user", "content": "What is 6 * 7?"}])
     logprobs_K, entropy_K = CompletionLogprobs(policy)(collate(samples, policy.pad_id))
 
-Rendering is the only way from text to tokens. Sampling is engines/. The weights that are trained
-are fp32; with dtype bfloat16 the forward pass computes in bf16 (autocast).
+Rendering is the only way from text to tokens. Sampling is engines/. Shapes: B rows, T positions, V
+vocabulary, H hidden size, K completion tokens of the batch.
 
-Shapes: B rows, T positions, V vocabulary, H hidden size, K completion tokens of the batch.
 Test: `pytest tests/test_policy.py`. Read next: sandbox.py.
 """
 
@@ -19,8 +18,8 @@ import torch
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
-from data_types import Sample, UserError
-from lib.loading import load_model
+from data_types import Sample
+from lib.loading import load_model, special_ids
 
 CHUNK_LOGITS = 1 << 26  # logits that exist at the same time in training: 256 MiB in fp32
 
@@ -33,10 +32,11 @@ class Policy:
     ):
         """
         Args:
-            path: a folder in Hugging Face format, a Hub id, or a .gguf file. device: where it
-            computes. max_length: max tokens of a prompt and its completion together; 0: the model's
-            own limit. dtype: what the forward pass computes in. The weights are fp32, fp64 for
-            float64. load_device: where the weights are put first, if not on `device`.
+            path: a folder in Hugging Face format, a Hub id, or a .gguf file.
+            device: where it computes.
+            max_length: max tokens of a prompt and its completion together; 0: the model's own.
+            dtype: what the forward pass computes in. The weights are fp32 (fp64 for float64).
+            load_device: where the weights are put first, if not on `device`.
 
         Raises:
             UserError: there is no such model, or it can't be used.
@@ -47,17 +47,9 @@ class Policy:
         weights_dtype = torch.promote_types(dtype, torch.float32)
         self.tokenizer, self.model = load_model(path, weights_dtype)
         self.model.to(load_device or device).eval()
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                f"--model {path}: its tokenizer has no chat template; use an instruct model"
-            )
         limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         self.max_length = min(limit, max_length or limit)
-        eos_id = self.tokenizer.eos_token_id
-        end_ids = self.model.generation_config.eos_token_id or eos_id
-        self.end_ids = frozenset(end_ids if isinstance(end_ids, list) else [end_ids]) | {eos_id}
-        pad_id = self.tokenizer.pad_token_id
-        self.pad_id = eos_id if pad_id is None else pad_id
+        self.end_ids, self.pad_id = special_ids(self.tokenizer, self.model)
 
     def render(self, messages: list[dict]) -> tuple[int, ...]:
         """The token ids of a conversation, up to where the assistant speaks next.
@@ -83,10 +75,6 @@ class Policy:
         """What a completion says: its text without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def autocast(self):
-        """The context in which a forward pass of the fp32 weights computes in `dtype`."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16)
-
     def save(self, folder: pathlib.Path, weights: dict | None = None) -> None:
         """Write a Hugging Face folder. weights: where the model holds only its rank's part."""
         self.model.save_pretrained(folder, state_dict=weights)
@@ -95,18 +83,13 @@ class Policy:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token rows, and where in them the K completion tokens of the samples are, sample by sample.
-
-    mask: attention, (B, T), or (B, 1, T, T) where rows hold several samples
-    (lib/prefix_sharing.py). source_K: flat position (row * T + position) whose output predicts the
-    token; target_K: the token.
-    """
+    """Token rows, and where in them the K completion tokens are, sample by sample."""
 
     ids_B_T: torch.Tensor
     position_B_T: torch.Tensor
-    mask: torch.Tensor
-    source_K: torch.Tensor
-    target_K: torch.Tensor
+    mask: torch.Tensor  # (B, T), or (B, 1, T, T) for rows of several samples (lib/prefix_sharing)
+    source_K: torch.Tensor  # flat position (b * T + t) whose output predicts the token
+    target_K: torch.Tensor  # the token
 
 
 def collate(samples: list[Sample], pad_id: int, device="cpu") -> Batch:
@@ -141,16 +124,16 @@ class CompletionLogprobs(torch.nn.Module):
     pass: logits of a 150k vocabulary for 8k tokens never exist at once.
     """
 
-    def __init__(self, policy: Policy, model=None):
-        """model: another model of the same kind, such as a reference."""
+    def __init__(self, policy: Policy, model=None):  # model: another one, such as a reference
         super().__init__()
         self.model = model or policy.model
-        self.autocast = policy.autocast
+        self.dtype = policy.dtype
         self.chunk = max(16, CHUNK_LOGITS // self.model.config.vocab_size)  # positions at a time
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """logprobs_K, and entropy_K of the distributions (without gradient)."""
-        with self.autocast():
+        is_bf16 = self.dtype == torch.bfloat16
+        with torch.autocast(batch.ids_B_T.device.type, self.dtype, enabled=is_bf16):
             hidden_B_T_H = self.model.base_model(
                 input_ids=batch.ids_B_T,
                 attention_mask=batch.mask,

@@ -4,8 +4,9 @@
 
 The two levels of the tree separate the quality of a design from the luck of one execution (arXiv
 2605.14212). Every sample has a seed of its own, hashed from (seed, step, question, m, n, call): a
-tree is the same whatever its neighbours, its batch or its rank (trap 17). Test: `pytest
-tests/test_rollout.py`. Read next: credit.py.
+tree is the same whatever its neighbours, its batch or its rank (trap 17).
+
+Test: `pytest tests/test_rollout.py`. Read next: credit.py.
 """
 
 import asyncio
@@ -14,29 +15,21 @@ from typing import Callable
 
 import torch
 
-from data_types import Design, EngineError, Execution, Question, SandboxError, Tree
+from data_types import Design, Execution, Question, Tree
 from designer import sample_design
 from executor import Executor, Runtime
+from lib.errors import EngineError, SandboxError
 from tasks import grade, grade_code_answer
 
 
 class Rollout:
     """Grows trees. Designer and executor may be two models, each with its engine."""
 
-    def __init__(
-        self, runtime: Runtime, designer=None, design_tokens: int = 1024, stop_at_failure=False
-    ):
-        """
-        Args:
-            runtime: engine, policy, sandbox and budget of the executor role.
-            designer: (engine, policy) of the designer role, where it is another model.
-            design_tokens: max new tokens per design.
-            stop_at_failure: end the tests of a program at the first that fails (evaluation).
-        """
-        self.runtime = runtime
+    def __init__(self, runtime: Runtime, designer=None, design_tokens=1024, stop_at_failure=False):
+        self.runtime = runtime  # engine, policy, sandbox and budget of the executor role
         self.designer = designer or (runtime.engine, runtime.policy)
-        self.design_tokens = design_tokens
-        self.stop_at_failure = stop_at_failure
+        self.design_tokens = design_tokens  # max new tokens per design
+        self.stop_at_failure = stop_at_failure  # end the tests of a program at the first failure
 
     async def rollout(
         self,

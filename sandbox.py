@@ -42,9 +42,9 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 
-from data_types import ProtocolError, SandboxError, UserError
 from jail.child import EXIT_CODES
 from jail.isolation import readable_paths
+from lib.errors import ProtocolError, SandboxError, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PROTECTED_LEVELS = ("namespaces", "landlock")

@@ -28,12 +28,13 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from data_types import Budget, Sample, SandboxError, Tree, UserError
+from data_types import Budget, Sample, Tree
 from designer import designer_messages
 from engines import open_engine
 from executor import Runtime
 from lib import cli
 from lib.cli import log
+from lib.errors import SandboxError, UserError
 from lib.files import atomic_write, read_jsonl
 from lib.prefix_sharing import collate_rows, make_row, micro_batches, share_prefixes
 from policy import CompletionLogprobs, Policy

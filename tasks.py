@@ -20,9 +20,10 @@ import random
 import re
 from dataclasses import replace
 
-from data_types import Question, UserError
+from data_types import Question
 from lib.answers import last_boxed
 from lib.cli import log
+from lib.errors import UserError
 from lib.files import read_jsonl
 
 # ---------------------------------------------------------------------- the default set: arithmetic

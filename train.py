@@ -1,19 +1,18 @@
 """MetaAgent-X: train one model as the designer and the executor of multi-agent systems.
 
-    python train.py                                          the tiny model, minutes on two CPU
-    cores torchrun --nproc_per_node 8 train.py --preset paper      Qwen3-8B, on every GPU of a
-    machine python train.py --preset paper --dry-run 8x80            what that needs, without
-    starting
+    python train.py                                            the tiny model, on two CPU cores
+    torchrun --nproc_per_node 8 train.py --preset paper        Qwen3-8B, on eight GPUs
 
 `Trainer.train_step` is the algorithm: roll out, assign credit, update the shared weights. `Learner`
 is the update: one clipped policy-gradient step, whose loss is a mean over the completion tokens of
-all ranks. The flags are in config.py.
+all ranks.
 
 Deviations from the paper: (1) one update per rollout, so the ratio is 1 and clip does nothing; the
-original code makes tens, in mini-batches of 16. (2) --stage both takes one token mean over both
-roles; the original updates them one after the other. (3) No dual clip (the original code: 3.0), no
-warm-up or decay of the learning rate. (4) --tis corrects for the difference between vLLM and the
-trainer. Test: `pytest tests/test_train.py tests/test_update.py`. Read next: policy.py.
+original code makes tens. (2) --stage both takes one token mean over both roles; the original
+updates them one after the other. (3) No dual clip (the original code: 3.0), no warm-up or decay of
+the learning rate. (4) --tis corrects for the difference between vLLM and the trainer.
+
+Test: `pytest tests/test_train.py tests/test_update.py`. Read next: policy.py.
 """
 
 import contextlib
@@ -34,25 +33,22 @@ from credit import (
     policy_loss,
     trained_roles,
 )
-from data_types import Budget, EngineError, Question, Sample, Tree, UserError
+from data_types import Question, Sample, Tree
 from designer import FIXED_DESIGNS
-from engines import open_engine
 from executor import Runtime
 from lib import checkpoint, cli, distributed, launch, metrics
 from lib.distributed import all_gather, all_reduce_max, all_reduce_sum, world_size
 from lib.heldout import evaluate_heldout
-from lib.prefix_sharing import LONGEST_ROW, collate_rows, micro_batches, share_prefixes
+from lib.prefix_sharing import MicroBatch, make_micro_batches
 from lib.records import Records
-from policy import CompletionLogprobs, Policy, collate
+from policy import CompletionLogprobs, Policy
 from rollout import Rollout, stack_rewards
 from sandbox import Sandbox
 
 WEIGHT_DECAY = 0.01  # of AdamW; the paper's
 GRAD_CLIP = 1.0  # largest norm of the gradient; the paper's
 DUAL_CLIP = None  # bounds the loss of a negative advantage
-SHARE_PREFIXES = True  # False: a row for each sample; the same numbers for more work
 TRAIN_QUESTIONS = 50_000  # max questions to train on
-EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
 
 
 class Learner:
@@ -64,13 +60,9 @@ class Learner:
         self.engine = engine
         self.roles = roles  # which it plays
         self.max_tokens = policy.max_length  # of a micro-batch
-        self.is_sharded = config.shard and world_size() > 1
+        self.is_sharded = distributed.is_sharded(config)
         self.model = distributed.wrap(CompletionLogprobs(policy), policy, self.is_sharded)
-        self.reference_model = None
-        if config.kl:
-            start = Policy(cli.model_path(config.model), policy.device, dtype=policy.dtype)
-            reference = CompletionLogprobs(policy, start.model)
-            self.reference_model = distributed.frozen(reference, policy, self.is_sharded)
+        self.reference_model = launch.load_reference(config, policy) if config.kl else None
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY
         )
@@ -82,7 +74,7 @@ class Learner:
         """One policy-gradient step; the loss is a mean over the completion tokens of all ranks."""
         num_tokens = all_reduce_sum(sum(len(s.completion_ids) for s in samples))
 
-        # Samples with advantage 0 have no gradient (but for the KL term): they only count above.
+        # Samples with advantage 0 have no gradient but for the KL term: they only count above.
         samples = [s for s in samples if s.advantage != 0 or self.config.kl]
         num_trained = all_reduce_sum(sum(len(s.completion_ids) for s in samples))
         stats = metrics.LossStats()
@@ -90,20 +82,21 @@ class Learner:
             return {**stats.means(0, 0), "grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
 
         # A backward pass is collective: every rank has to make the same number of them.
-        micro_batches = self.make_micro_batches(samples)
+        hidden_size = self.policy.model.config.hidden_size
+        micro_batches = make_micro_batches(samples, self.max_tokens, hidden_size)
         num_passes = int(all_reduce_max(len(micro_batches)))
         pad = (self.policy.pad_id,)
-        empty = self.make_micro_batches([Sample(pad, pad, (0.0,), 0.0, "executor")])
-        micro_batches += empty * (num_passes - len(micro_batches))
+        empty = MicroBatch([Sample(pad, pad, (0.0,), 0.0, "executor")])
+        micro_batches += [empty] * (num_passes - len(micro_batches))
 
         # transformers checkpoints activations in training mode only; there is no dropout.
         self.policy.model.train(self.config.checkpointing)
         uses_ddp = isinstance(self.model, DistributedDataParallel)
-        for i, rows in enumerate(micro_batches):
+        for i, micro_batch in enumerate(micro_batches):
             # DDP sums gradients over the ranks once, in the last backward pass.
             is_last = i == num_passes - 1
             with self.model.no_sync() if uses_ddp and not is_last else contextlib.nullcontext():
-                self.accumulate_gradient(rows, num_tokens, stats)
+                self.accumulate_gradient(micro_batch, num_tokens, stats)
         self.policy.model.eval()
 
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), GRAD_CLIP)
@@ -116,24 +109,11 @@ class Learner:
             "skipped": int(not math.isfinite(grad_norm)),
         }
 
-    def make_micro_batches(self, samples: list[Sample]) -> list[list]:
-        """Groups of rows; a row is a sample, or several that share a prefix."""
-        rows = samples
-        if SHARE_PREFIXES:
-            longest = min(self.max_tokens, LONGEST_ROW)
-            rows = share_prefixes(samples, longest, self.policy.model.config.hidden_size)
-        return micro_batches(rows, self.max_tokens)
-
-    def accumulate_gradient(self, rows: list, num_tokens: float, stats) -> None:
+    def accumulate_gradient(self, micro_batch: MicroBatch, num_tokens: float, stats) -> None:
         """Forward and backward of one micro-batch."""
         device = self.policy.device
-        if SHARE_PREFIXES:
-            samples = [sample for row in rows for sample in row.samples]
-            batch = collate_rows(rows, self.policy.pad_id, device)
-        else:
-            samples = rows
-            batch = collate(rows, self.policy.pad_id, device)
-
+        samples = micro_batch.samples
+        batch = micro_batch.collate(self.policy.pad_id, device)
         logprobs_K, entropy_K = self.model(batch)
         old_logprobs = [logprob for s in samples for logprob in s.old_logprobs]
         advantages = [s.advantage for s in samples for _ in s.completion_ids]
@@ -161,9 +141,11 @@ class Learner:
 
     def step_optimizer(self, grad_norm: float) -> None:
         """Skips a step whose gradient is not finite; the third in a row is a FloatingPointError."""
-        self.num_bad_steps = 0 if math.isfinite(grad_norm) else self.num_bad_steps + 1
-        if self.num_bad_steps == 0:
+        if math.isfinite(grad_norm):
+            self.num_bad_steps = 0
             self.optimizer.step()
+        else:
+            self.num_bad_steps += 1
         if self.num_bad_steps == 3:
             raise FloatingPointError("the gradient was not finite in three steps in a row")
         self.optimizer.zero_grad(set_to_none=True)
@@ -177,45 +159,18 @@ class Trainer:
         self.out = out  # the run's folder
         self.rank = rank
         self.step = 0  # updates done
-        self.questions, self.heldout_questions = (
-            tasks.load(config.tasks, split, config.seed, size, config.data_dir)
-            for split, size in (("train", TRAIN_QUESTIONS), ("heldout", config.eval_size))
-        )
-        if len(self.questions) < config.questions:
-            raise UserError(
-                f"--tasks {config.tasks}: {len(self.questions)} training questions, "
-                f"fewer than --questions {config.questions}"
-            )
-        folder = checkpoint.find(out) if config.resume else None
-        if config.policies == "shared":
-            folder_of = {("designer", "executor"): folder}
-        else:
-            folder_of = {("executor",): folder, ("designer",): folder and folder / "designer"}
-        self.learners = [self.load_learner(*item, device) for item in folder_of.items()]
+        self.questions, self.heldout_questions = launch.load_questions(config, TRAIN_QUESTIONS)
+        self.learners = []
+        for roles, folder in checkpoint.folders(out, config).items():
+            policy, engine = launch.load(config, folder, device)
+            learner = Learner(config, policy, engine, roles)
+            self.learners.append(learner)
+            if folder:
+                self.step = checkpoint.restore(checkpoint.read(folder), learner)
         self.executor, self.designer = self.learners[0], self.learners[-1]
         self.fixed_design = FIXED_DESIGNS.get(config.fixed_design)
         self.clock = metrics.Clock([learner.engine for learner in self.learners])
         self.records = Records(out, config, self.step, is_writer=rank == 0)
-
-    def load_learner(self, roles: tuple, folder: pathlib.Path | None, device: str) -> Learner:
-        """The weights that play `roles`, from a checkpoint, or from the start."""
-        config = self.config
-        state = checkpoint.read(folder) if folder else None
-        is_sharded = config.shard and world_size() > 1
-        policy = Policy(
-            str(folder) if folder else cli.model_path(config.model),
-            device=device,
-            max_length=config.max_length,
-            dtype=cli.load_dtype(config.dtype),
-            load_device="cpu" if is_sharded else None,
-        )
-        # The engine first: the learner divides the weights.
-        engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
-        torch.manual_seed(config.seed)
-        learner = Learner(config, policy, engine, roles)
-        if state:
-            self.step = checkpoint.restore(state, learner)
-        return learner
 
     async def train_step(self, step: int) -> dict:
         """One step of the algorithm: roll out, assign credit, update, publish the new weights."""
@@ -231,7 +186,7 @@ class Trainer:
         )
         self.clock.lap("rollout")
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
-        self.check_infrastructure(trees)
+        launch.check_infrastructure(trees, self)
 
         designer_adv_Q_M = designer_advantages(
             rewards_Q_M_N, valid_Q_M_N, credit=config.designer_credit
@@ -265,12 +220,7 @@ class Trainer:
     async def train(self, sandbox: Sandbox) -> None:
         """The loop: from the checkpoint's step, or 0, to config.steps."""
         config = self.config
-        budget = Budget(
-            calls=config.max_calls,
-            tokens=EXECUTION_TOKENS,
-            reply_tokens=config.reply_tokens,
-            seconds=launch.EXECUTION_SECONDS,
-        )
+        budget = launch.execution_budget(config)
         self.rollout = Rollout(
             Runtime(self.executor.engine, self.executor.policy, sandbox, budget),
             designer=(self.designer.engine, self.designer.policy),
@@ -300,22 +250,7 @@ class Trainer:
     async def evaluate_if_due(self) -> None:
         """Before the first step, after the last, and every --eval-every."""
         if self.step == 0 or self.is_due(self.config.eval_every):
-            evaluation = await evaluate_heldout(
-                self.rollout,
-                self.heldout_questions[self.rank :: world_size()],
-                seed=(self.config.seed, "held-out"),
-                design=self.fixed_design,
-                with_fixed_designs=self.step in (0, self.config.steps),
-            )
-            self.records.add_evaluation(evaluation)
-
-    def check_infrastructure(self, trees: list[Tree]) -> None:
-        """If no execution is valid on any rank, save what is done and raise EngineError."""
-        executions = [execution for tree in trees for _, execution in tree.pairs()]
-        if not all_reduce_max(float(any(execution.valid for execution in executions))):
-            self.save_checkpoint()
-            why = f"every execution of step {self.step} failed ({executions[0].detail})"
-            raise EngineError(f"{why}; {self.step} steps are saved; {launch.go_on(self.out)}")
+            self.records.add_evaluation(await evaluate_heldout(self))
 
     def save_checkpoint(self) -> None:
         checkpoint.save(self.out, self.learners, self.step, is_writer=self.rank == 0)
@@ -323,11 +258,7 @@ class Trainer:
 
 
 def make_samples(trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles) -> list[Sample]:
-    """The completions of `roles`, each with the advantage of its trajectory.
-
-    All calls of an execution share one. Executions that the infrastructure spoiled are left out,
-    and designs that have no other.
-    """
+    """The completions of `roles`, each with its trajectory's advantage; valid executions only."""
     samples = []
 
     def add(completion, advantage, role):  # completion: a Design or a Call

@@ -29,7 +29,7 @@ import re
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
-from data_types import ProtocolError
+from lib.errors import ProtocolError
 from sandbox import MAX_PARTS, Limits, Sandbox
 
 TOLERANCE = 1e-6  # of floating-point outputs under rule "tokens"
@@ -434,6 +434,13 @@ async def behaviour(sandbox, tests: Suite, program: str | None) -> str | None:
     verdicts = await judge(sandbox, tests, tests.public, program)
     outputs = [verdict.output for verdict in verdicts] or program
     return hashlib.sha256(repr(outputs).encode("utf-8", "replace")).hexdigest()
+
+
+async def group_programs(sandbox, tests: Suite, replies: list[dict]) -> None:
+    """Programs that do the same on the public tests count as one answer in a vote."""
+    groups = [behaviour(sandbox, tests, reply["answer"]) for reply in replies]
+    for reply, group in zip(replies, await asyncio.gather(*groups)):
+        reply["group"] = group
 
 
 async def public_test_report(sandbox, tests: Suite, program: str) -> str:

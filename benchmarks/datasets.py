@@ -36,8 +36,9 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from benchmarks.code_grading import Suite
-from data_types import Question, UserError
+from data_types import Question
 from lib.cli import log
+from lib.errors import UserError
 from lib.files import parse_row
 
 STDIN = "Write a Python program that reads from standard input and writes to standard output."

@@ -37,8 +37,9 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import Cache
 
-from data_types import Completion, EngineError, PromptTooLong
+from data_types import Completion
 from lib.attention import GrowingLayer
+from lib.errors import EngineError, PromptTooLong
 
 MAX_BATCH = 256  # rows that are decoded together
 POLL_SECONDS = 0.001  # how often it looks whether all wait

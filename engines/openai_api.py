@@ -15,7 +15,8 @@ import os
 import random
 import time
 
-from data_types import Completion, EngineError, PromptTooLong
+from data_types import Completion
+from lib.errors import EngineError, PromptTooLong
 
 MAX_SEED = 1 << 31  # servers take no larger one
 

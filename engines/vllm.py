@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.distributed as dist
 
-from data_types import Completion, EngineError, PromptTooLong, UserError
+from data_types import Completion
+from lib.errors import EngineError, PromptTooLong, UserError
 
 MAX_BATCH = 256  # sequences at the same time
 CPU_MEMORY_SHARE = 0.2  # of gpu_memory, where the memory is everybody's

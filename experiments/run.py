@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from data_types import UserError
 from experiments.claims import (
     ARMS,
     CLAIMS,
@@ -44,6 +43,7 @@ from experiments.claims import (
 )
 from lib import cli
 from lib.cli import ROOT, log
+from lib.errors import UserError
 from lib.files import atomic_write, read_jsonl
 
 FOLDER = ROOT / "experiments"

@@ -1,8 +1,7 @@
 """Checkpoints: written beside the old one and swapped in by renames.
 
-    checkpoint/            a Hugging Face folder, and trainer.pt: optimizer, random state, step,
-    flags checkpoint/designer/   with --policies two: the designer's (the folder above is the
-    executor's)
+    checkpoint/            a Hugging Face folder, and trainer.pt: optimizer, rng, step, flags
+    checkpoint/designer/   with --policies two: the designer's; the folder above is the executor's
 
 A kill at any moment leaves a complete one, the new or the old.
 Test: `pytest tests/test_checkpoint.py`. Read next: records.py.
@@ -16,8 +15,8 @@ from dataclasses import asdict
 import torch
 from safetensors import SafetensorError
 
-from data_types import UserError
 from lib.distributed import gather_state, restore_optimizer
+from lib.errors import UserError
 
 
 def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -> None:
@@ -75,6 +74,14 @@ def find(out: pathlib.Path) -> pathlib.Path | None:
         if (out / name / "trainer.pt").is_file():
             return out / name
     return None
+
+
+def folders(out: pathlib.Path, config) -> dict[tuple[str, ...], pathlib.Path | None]:
+    """Roles that share a set of weights -> the folder to resume these from; None: a new run."""
+    folder = find(out) if config.resume else None
+    if config.policies == "shared":
+        return {("designer", "executor"): folder}
+    return {("executor",): folder, ("designer",): folder and folder / "designer"}
 
 
 def read(folder: pathlib.Path) -> dict:

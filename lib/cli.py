@@ -17,7 +17,7 @@ import sys
 
 import tyro
 
-from data_types import UserError
+from lib.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 log = logging.getLogger("metaagent")

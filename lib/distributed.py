@@ -26,6 +26,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_sharded(config) -> bool:
+    """Whether the weights are divided among the ranks."""
+    return config.shard and world_size() > 1
+
+
 def all_reduce(value: float, op) -> float:
     if world_size() == 1:
         return value

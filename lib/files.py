@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Iterator
 
-from data_types import UserError
+from lib.errors import UserError
 
 
 def atomic_write(path: pathlib.Path, text: str) -> None:

@@ -4,25 +4,25 @@ Test: `pytest tests/test_train.py`. Read next: metrics.py.
 """
 
 from designer import FIXED_DESIGNS
-from lib.distributed import all_gather
+from lib.distributed import all_gather, world_size
 from lib.metrics import by_family, execution_stats, mean
 
 
-async def evaluate_heldout(
-    rollout, questions: list, seed: tuple, design: str | None, with_fixed_designs: bool
-) -> dict:
-    """Answer this rank's questions once each, at temperature 1. Returns metrics of all ranks.
+async def evaluate_heldout(trainer) -> dict:
+    """Answer the held-out questions once each, at temperature 1. Returns metrics of all ranks.
 
-    Args:
-        design: a hand-written design for all of them; None: the model's own. with_fixed_designs:
-        answer them by every hand-written design, too. All with the same weights.
+    The designs are the model's own, or --fixed-design. Before the first step and after the last the
+    same weights answer by every hand-written design, too.
     """
+    questions = trainer.heldout_questions[trainer.rank :: world_size()]
+    seed = (trainer.config.seed, "held-out")
+    with_fixed_designs = trainer.step in (0, trainer.config.steps)
 
     async def answer(script: str | None) -> list:
-        trees = await rollout.rollout(questions, 1, 1, seed, script)
+        trees = await trainer.rollout.rollout(questions, 1, 1, seed, script)
         return [stats for stats in all_gather(execution_stats(trees)) if stats.valid]
 
-    stats = await answer(design)
+    stats = await answer(trainer.fixed_design)
     evaluation = {
         "eval_accuracy": mean(s.eval_score for s in stats),
         "eval_valid_designs": mean(s.script_runs for s in stats),

@@ -15,14 +15,19 @@ from dataclasses import asdict, fields, replace
 import torch
 import torch.distributed as dist
 
-from data_types import EngineError, SandboxError, UserError
+import tasks
+from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
-from lib import cli, distributed
+from engines import open_engine
+from lib import checkpoint, cli, distributed
 from lib.cli import flag_name, log
+from lib.errors import EngineError, SandboxError, UserError
 from lib.files import atomic_write, complete_lines
+from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
 
 EXECUTION_SECONDS = 1800.0  # max time of one execution, waiting for the engine included
+EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
 
 # What may change when a run is resumed: nothing that changes what it learns.
 FREE_FLAGS = {
@@ -105,6 +110,63 @@ def close(trainer) -> None:
         learner.engine.close()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def load_questions(config, num_questions: int) -> tuple[list[Question], list[Question]]:
+    """At most so many training questions, and --eval-size held-out ones. Raises UserError."""
+    questions, heldout_questions = (
+        tasks.load(config.tasks, split, config.seed, size, config.data_dir)
+        for split, size in (("train", num_questions), ("heldout", config.eval_size))
+    )
+    if len(questions) < config.questions:
+        raise UserError(
+            f"--tasks {config.tasks}: {len(questions)} training questions, "
+            f"fewer than --questions {config.questions}"
+        )
+    return questions, heldout_questions
+
+
+def load(config, folder: pathlib.Path | None, device: str) -> tuple:
+    """(policy, engine): from a checkpoint's folder, or as --model has it. Raises UserError."""
+    if folder:
+        checkpoint.read(folder)  # a corrupt one is said before a model is loaded
+    is_sharded = distributed.is_sharded(config)
+    policy = Policy(
+        str(folder) if folder else cli.model_path(config.model),
+        device=device,
+        max_length=config.max_length,
+        dtype=cli.load_dtype(config.dtype),
+        load_device="cpu" if is_sharded else None,
+    )
+    # The engine comes first: the learner divides the weights.
+    engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
+    torch.manual_seed(config.seed)
+    return policy, engine
+
+
+def load_reference(config, policy: Policy) -> torch.nn.Module:
+    """The starting model, frozen: what --kl holds the policy to."""
+    start = Policy(cli.model_path(config.model), policy.device, dtype=policy.dtype)
+    reference = CompletionLogprobs(policy, start.model)
+    return distributed.frozen(reference, policy, distributed.is_sharded(config))
+
+
+def execution_budget(config) -> Budget:
+    return Budget(
+        calls=config.max_calls,
+        tokens=EXECUTION_TOKENS,
+        reply_tokens=config.reply_tokens,
+        seconds=EXECUTION_SECONDS,
+    )
+
+
+def check_infrastructure(trees: list[Tree], trainer) -> None:
+    """If no execution is valid on any rank, save what is done and raise EngineError."""
+    executions = [execution for tree in trees for _, execution in tree.pairs()]
+    if not distributed.all_reduce_max(float(any(e.valid for e in executions))):
+        trainer.save_checkpoint()
+        why = f"every execution of step {trainer.step} failed ({executions[0].detail})"
+        raise EngineError(f"{why}; {trainer.step} steps are saved; {go_on(trainer.out)}")
 
 
 def go_on(out: pathlib.Path) -> str:
@@ -215,7 +277,8 @@ def open_folder(config, rank: int) -> pathlib.Path:
         return out
     if not config.resume and (out / "metrics.jsonl").exists():
         raise UserError(
-            f"--out {out}: holds a run already; add --resume to go on with it, or name another folder"
+            f"--out {out}: holds a run already; add --resume to go on with it, "
+            "or name another folder"
         )
     config_file = out / "config.json"
     if config_file.exists() and "phase_steps" not in config_file.read_text():

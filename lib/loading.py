@@ -1,4 +1,4 @@
-"""Loading: a tokenizer and a model from a folder, the Hub, or a GGUF file.
+"""Loading: a tokenizer and a model from a folder, the Hub, or a GGUF file; a run's policy.
 
 Test: `pytest tests/test_policy.py`. Read next: attention.py.
 """
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import lib.attention  # noqa: F401 - registers the attention that the models are loaded with
-from data_types import UserError
+from lib.errors import UserError
 
 
 def load_model(path: str, dtype: torch.dtype):
@@ -37,4 +37,18 @@ def load_model(path: str, dtype: torch.dtype):
         del model.config.quantization_config
         weights, model = model.state_dict(), type(model)(model.config)
         model.load_state_dict(weights)
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"--model {path}: its tokenizer has no chat template; use an instruct model"
+        )
     return tokenizer, model
+
+
+def special_ids(tokenizer, model) -> tuple[frozenset[int], int]:
+    """(the tokens that end a completion, the token that fills up rows)."""
+    eos_id = tokenizer.eos_token_id
+    end_ids = model.generation_config.eos_token_id or eos_id
+    if not isinstance(end_ids, list):
+        end_ids = [end_ids]
+    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return frozenset(end_ids) | {eos_id}, pad_id

@@ -20,8 +20,8 @@ Test: `pytest tests/test_memory.py`. Read next: ../docs/scale.md.
 import re
 from dataclasses import dataclass
 
-from data_types import UserError
 from lib import cli
+from lib.errors import UserError
 from policy import CHUNK_LOGITS
 
 GB = 1 << 30

@@ -5,10 +5,22 @@ Test: `pytest tests/test_executor.py tests/test_fuzz.py`. Read next: tools.py.
 
 from dataclasses import fields
 
-from data_types import Ask, ProtocolError
+from data_types import Ask
+from lib.errors import ProtocolError
 
+MAX_ASKS = 64  # agents that one message may ask
 MAX_TOOLS = 8  # names that an agent may list
 MAX_TURNS = 16  # tool calls of an agent
+
+
+def parse_asks(message: dict) -> list[Ask]:
+    """What a message of an untrusted script asks of its agents. Raises ProtocolError."""
+    raw_asks = message.get("asks")
+    if message.get("op") != "ask" or not isinstance(raw_asks, list):
+        raise ProtocolError("a message is an ask or a submit")
+    if not 0 < len(raw_asks) <= MAX_ASKS:
+        raise ProtocolError(f"a message asks 1 to {MAX_ASKS} agents")
+    return [parse_ask(raw) for raw in raw_asks]
 
 
 def parse_ask(raw) -> Ask:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from data_types import Sample
-from policy import Batch
+from policy import Batch, collate
 
+SHARE_PREFIXES = True  # False: a row for each sample; the same numbers for more work
 LONGEST_ROW = 4096  # tokens of a row of several samples: its mask is T x T
 
 
@@ -143,3 +144,27 @@ def micro_batches(rows: list, max_tokens: int) -> list[list]:
         else:
             batches.append([row])
     return batches
+
+
+class MicroBatch:
+    """Rows that go through the model together; a row is a sample, or several as a trie."""
+
+    def __init__(self, rows: list):
+        self.rows = rows
+        self.samples = []  # in the order of the completion tokens
+        for row in rows:
+            self.samples += row.samples if isinstance(row, Row) else [row]
+
+    def collate(self, pad_id: int, device="cpu") -> Batch:
+        collate_kind = collate_rows if isinstance(self.rows[0], Row) else collate
+        return collate_kind(self.rows, pad_id, device)
+
+
+def make_micro_batches(
+    samples: list[Sample], max_tokens: int, hidden_size: int
+) -> list[MicroBatch]:
+    """Samples in micro-batches of at most max_tokens padded tokens."""
+    rows = samples
+    if SHARE_PREFIXES:
+        rows = share_prefixes(samples, min(max_tokens, LONGEST_ROW), hidden_size)
+    return [MicroBatch(group) for group in micro_batches(rows, max_tokens)]

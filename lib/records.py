@@ -12,8 +12,8 @@ import json
 import pathlib
 import time
 
-from data_types import UserError
 from lib.cli import log
+from lib.errors import UserError
 from lib.files import atomic_write, complete_lines
 from lib.metrics import mean
 from lib.plots import draw_curves

@@ -14,7 +14,8 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 
-from data_types import Question, SandboxError, Tree
+from data_types import Question, Tree
+from lib.errors import SandboxError
 from lib.metrics import KINDS, eval_score, kind_of, structure
 
 

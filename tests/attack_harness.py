@@ -26,7 +26,7 @@ import time
 from attacks import ATTACKS
 
 from benchmarks.code_grading import call
-from data_types import ProtocolError, SandboxError
+from lib.errors import ProtocolError, SandboxError
 from sandbox import Limits, Sandbox
 
 CANARY = "TRUTH" + "CANARY"

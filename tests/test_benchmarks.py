@@ -14,7 +14,7 @@ from conftest import SHARED, needs_shared
 import tasks
 from benchmarks import datasets
 from benchmarks.datasets import Shingles, Skip, overlap, private_tests, read
-from data_types import UserError
+from lib.errors import UserError
 
 DATA = SHARED / "data"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import learner
 
-from data_types import UserError
 from lib import checkpoint
+from lib.errors import UserError
 from policy import Policy
 
 

@@ -13,9 +13,9 @@ import sandbox
 import sft
 import train
 from config import PRESETS, Config
-from data_types import UserError
 from experiments import run as experiments
 from lib import cli, launch
+from lib.errors import UserError
 from viewer import pages
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import ROOT, prompts
 
-from data_types import EngineError, PromptTooLong
 from engines.hf import HFEngine, Request, decode, sample_tokens
+from lib.errors import EngineError, PromptTooLong
 from policy import Policy
 
 

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import QUESTION, ROOT
 
-from data_types import EngineError, PromptTooLong
 from engines.openai_api import ChatEngine
 from executor import Runtime
+from lib.errors import EngineError, PromptTooLong
 from lib.statistics import record, summarise
 from rollout import Rollout
 from sandbox import Sandbox

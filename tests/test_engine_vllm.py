@@ -11,7 +11,8 @@ import torch
 from conftest import ROOT, SMALL_RUN, grow, lines, prompts
 
 import tasks
-from data_types import EngineError, PromptTooLong, Sample
+from data_types import Sample
+from lib.errors import EngineError, PromptTooLong
 from policy import CompletionLogprobs, Policy, collate
 
 pytest.importorskip("vllm", reason="vLLM is not installed here")

@@ -12,9 +12,10 @@ from conftest import QUESTION, ROOT, SHARED, Scripted, grow, needs_shared
 
 import eval as evaluation
 from benchmarks.code_grading import Suite
-from data_types import EngineError, Execution, SandboxError, UserError
+from data_types import Execution
 from executor import Runtime
 from lib import statistics
+from lib.errors import EngineError, SandboxError, UserError
 from rollout import Rollout
 from sandbox import Sandbox
 

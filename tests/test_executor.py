@@ -8,7 +8,8 @@ from conftest import QUESTION, Scripted, execute, grow
 import designer
 import tasks
 from benchmarks.code_grading import Suite
-from data_types import STATUSES, Budget, EngineError, SandboxError
+from data_types import STATUSES, Budget
+from lib.errors import EngineError, SandboxError
 from lib.tools import parse_tool_call
 
 A = 'a = Agent("a", "Solve the question.")\n'

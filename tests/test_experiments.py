@@ -12,7 +12,6 @@ import torch
 from conftest import ROOT, Config
 
 import eval as evaluation
-from data_types import UserError
 from experiments import run as experiments
 from experiments.claims import (
     ARMS,
@@ -35,6 +34,7 @@ from experiments.claims import (
     weights,
 )
 from lib import cli, launch
+from lib.errors import UserError
 from lib.metrics import variance_split
 
 RESULTS = ROOT / "experiments" / "results"

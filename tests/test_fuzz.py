@@ -13,7 +13,7 @@ from conftest import ROOT  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_types import ProtocolError
+from lib.errors import ProtocolError
 from lib.messages import parse_ask
 from sandbox import Limits, Sandbox, Session
 

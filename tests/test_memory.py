@@ -8,8 +8,8 @@ from conftest import ROOT, Config
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from config import PRESETS
-from data_types import UserError
 from lib import memory
+from lib.errors import UserError
 from lib.memory import GB, KNOWN, Plan, Shape
 
 

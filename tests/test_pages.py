@@ -20,9 +20,10 @@ from conftest import (
 )
 
 import credit
-from data_types import Budget, Design, Tree, UserError
+from data_types import Budget, Design, Tree
 from designer import FIXED_DESIGNS
 from engines.hf import HFEngine
+from lib.errors import UserError
 from rollout import stack_rewards
 from tasks import arithmetic
 from viewer import pages

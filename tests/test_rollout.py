@@ -5,7 +5,7 @@ import torch
 from conftest import QUESTION, Scripted, grow
 
 import designer
-from data_types import EngineError
+from lib.errors import EngineError
 from rollout import stack_rewards
 from train import make_samples
 

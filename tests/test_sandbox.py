@@ -14,7 +14,7 @@ from conftest import ROOT, SHARED, needs_shared
 
 import sandbox as module
 from benchmarks.code_grading import call, encode
-from data_types import ProtocolError, SandboxError
+from lib.errors import ProtocolError, SandboxError
 from sandbox import MAX_MESSAGE_BYTES, Limits, Sandbox, parse_message
 
 

@@ -15,9 +15,10 @@ import pytest
 from conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT, Scripted, needs_chromium
 
 import eval as evaluation
-from data_types import Budget, EngineError, UserError
+from data_types import Budget
 from engines.hf import HFEngine
 from executor import Runtime
+from lib.errors import EngineError, UserError
 from rollout import Rollout
 from sandbox import Sandbox
 from viewer import serve

@@ -9,8 +9,8 @@ from conftest import ROOT, Scripted, execute, grow
 
 import sft
 import tasks
-from data_types import EngineError, UserError
 from designer import FIXED_DESIGNS, ROLE
+from lib.errors import EngineError, UserError
 from lib.prefix_sharing import share_prefixes
 from policy import Policy
 from tiny import build, teacher

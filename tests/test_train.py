@@ -4,6 +4,7 @@ import asyncio
 import json
 import pathlib
 import signal
+from types import SimpleNamespace
 
 import pytest
 from conftest import Config, lines
@@ -11,9 +12,10 @@ from runs import finish, same, start, timeless, tiny_weights, train_run, wait_fo
 
 import tasks
 import train
-from data_types import Design, EngineError, Execution, Tree
+from data_types import Design, Execution, Tree
 from engines.hf import decode
 from lib import checkpoint, launch
+from lib.errors import EngineError
 from lib.heldout import evaluate_heldout
 from policy import Policy
 from sandbox import Sandbox
@@ -176,7 +178,15 @@ def test_a_program_is_evaluated_by_all_its_tests_and_trained_by_their_share():
             async def rollout(self, *_):
                 return [Tree(question, (Design("x"),), ((execution,),))]
 
-        evaluation = asyncio.run(evaluate_heldout(Fixed(), [question], (), None, False))
+        trainer = SimpleNamespace(
+            rollout=Fixed(),
+            heldout_questions=[question],
+            config=Config(),
+            rank=0,
+            step=1,
+            fixed_design=None,
+        )
+        evaluation = asyncio.run(evaluate_heldout(trainer))
         assert evaluation["eval_accuracy"] == accuracy
 
 

@@ -13,10 +13,11 @@ import eval as evaluation
 import mas
 import tasks
 from benchmarks.math_grading import grade_math
-from data_types import Budget, EngineError
+from data_types import Budget
 from engines.hf import HFEngine
 from executor import Executor, Runtime
 from lib.answers import final_answer
+from lib.errors import EngineError
 from policy import CompletionLogprobs, collate
 from rollout import Rollout, stack_rewards
 from sandbox import Sandbox

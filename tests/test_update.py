@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT, learner
 
-import train
 from data_types import Sample
+from lib import prefix_sharing
 from policy import collate
 
 
@@ -63,7 +63,7 @@ def test_micro_batches_do_not_change_the_update():
 def test_shared_prefixes_do_not_change_the_update(monkeypatch):
     """Rows that share prefixes, and the plain padded rows of policy.collate."""
     shared = learner().update(batch(ADVANTAGES))
-    monkeypatch.setattr(train, "SHARE_PREFIXES", False)
+    monkeypatch.setattr(prefix_sharing, "SHARE_PREFIXES", False)
     plain = learner().update(batch(ADVANTAGES))
     for name in ("loss", "grad_norm", "entropy", "mismatch_mean"):
         assert plain[name] == pytest.approx(shared[name], rel=1e-4), name

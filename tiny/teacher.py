@@ -14,10 +14,11 @@ import re
 
 import mas
 import tasks
-from data_types import Ask, Question, UserError
+from data_types import Ask, Question
 from designer import FIXED_DESIGNS, designer_messages
 from executor import agent_messages, tool_messages
 from lib.answers import final_answer
+from lib.errors import UserError
 from lib.tools import parse_tool_call
 
 # How often the teacher picks a design for a question: it leans towards the right kind, weakly.

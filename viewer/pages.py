@@ -23,9 +23,10 @@ import pathlib
 import re
 
 from credit import design_rewards
-from data_types import Call, Design, Execution, Question, Tree, UserError
+from data_types import Call, Design, Execution, Question, Tree
 from lib.answers import committed_answer
 from lib.cli import command, flags
+from lib.errors import UserError
 from lib.files import atomic_write, complete_lines
 from lib.metrics import KINDS, kind_of, structure
 from rollout import stack_rewards

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from data_types import Design, EngineError, Execution, Question, UserError
+from data_types import Design, Execution, Question
 from designer import sample_design
 from executor import Executor
 from lib.cli import log
+from lib.errors import EngineError, UserError
 from viewer import pages
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

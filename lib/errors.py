@@ -1,0 +1,32 @@
+"""The exceptions: whose fault a failure is, the user's, the model's, or the machine's.
+
+Test: `pytest tests/test_executor.py`. Read next: messages.py.
+"""
+
+
+class UserError(ValueError):
+    """Bad input of the user: shown as one line, exit code 2."""
+
+
+class PromptTooLong(ValueError):
+    """The prompt leaves no room in the context. Nothing is ever cut off in silence."""
+
+
+class ProtocolError(ValueError):
+    """A script sent something that is not a message, or too many."""
+
+
+class EngineError(RuntimeError):
+    """The engine failed: executions that waited for it end as infra_error."""
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed, not the code in it: the execution ends as infra_error."""
+
+
+class OverBudget(Exception):
+    """An execution asked for more than its budget."""
+
+
+class InvalidScript(Exception):
+    """A script asked for a tool that the question does not offer."""
