@@ -16,8 +16,9 @@ A code question is solved when its program passes all tests. Accuracy is the mea
 answers. Tokens are sampled tokens, of the design and of all calls; prompt tokens are not counted.
 Every answer has a seed of its own, from the question's id: the numbers do not depend on the batch
 or on the order of the questions, but for rounding. With --out, answers are written as they come,
-and the same command goes on where it was stopped. Test: `pytest tests/test_eval.py`. Read next:
-sft.py.
+and the same command goes on where it was stopped.
+
+Test: `pytest tests/test_eval.py`. Read next: sft.py.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 """The sandbox: untrusted Python in a locked process. Run a program, or talk with a script.
 
     async with Sandbox() as sandbox:
-        outcome = await sandbox.run("print(6 * 7)")                # Outcome("ok", stdout="42\n",
-        ...) session = await sandbox.talk(script, {"question": "..."})  # session.receive(),
-        session.send()
+        outcome = await sandbox.run("print(6 * 7)")  # Outcome("ok", stdout="42\\n", ...)
+        session = await sandbox.talk(script, {"question": "..."})
+        message = await session.receive()
+        await session.send({"replies": []})
 
 A Sandbox starts one fork server (jail/), which locks itself in and forks once per run. This file is
 the trainer's half. Code and input travel in sealed memory files; output lands in memory files of a
@@ -411,9 +412,15 @@ class Sandbox:
         """One run that tries what must not work, and a thread, which must. Raises SandboxError."""
         with tempfile.TemporaryDirectory() as folder:
             pathlib.Path(folder, "secret").write_text("secret")
-            folders = [folder, os.path.expanduser("~"), str(ROOT)]
-            outcome = await self.run(PROBE, json.dumps(folders).encode(), Limits(wall=10))
+            new_files = [
+                os.path.join(place, f".sandbox-self-test-{os.getpid()}")
+                for place in (folder, os.path.expanduser("~"), str(ROOT))
+            ]
+            stdin = json.dumps({"secret": folder + "/secret", "new_files": new_files}).encode()
+            outcome = await self.run(PROBE, stdin, Limits(wall=10))
             if outcome.stdout.split() != ["thread"] or os.listdir(folder) != ["secret"]:
+                for file in new_files:
+                    pathlib.Path(file).unlink(missing_ok=True)
                 problem = outcome.stdout or outcome.stderr[-100:] or outcome.status
                 raise SandboxError("the self-test failed: " + " ".join(problem.split()))
 
@@ -559,17 +566,17 @@ def read_output(fd: int, size: int) -> tuple[bytes, bool]:
 PROBE = """
 import json, os, socket, sys, threading
 
-folders = json.load(sys.stdin)
+paths = json.load(sys.stdin)
 attempts = {
     "socket": socket.socket,
     "fork": lambda: os.fork() or os._exit(0),
     "exec": lambda: os.execv("/proc/self/exe", ["python"]),
     "proc": lambda: os.listdir("/proc/1"),
     "kill": lambda: os.kill(os.getppid(), 0),
-    "read": lambda: open(folders[0] + "/secret"),
+    "read": lambda: open(paths["secret"]),
 }
-for folder in folders:
-    attempts["write " + folder] = lambda folder=folder: open(folder + "/probe", "x")
+for path in paths["new_files"]:
+    attempts["write " + path] = lambda path=path: open(path, "x")
 for name, attempt in attempts.items():
     try:
         attempt()

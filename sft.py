@@ -1,18 +1,18 @@
 """The cold start: supervised fine-tuning, so that a model can write designs and play agents.
 
-    python sft.py --collect --tasks T --teacher M --out F      collect samples, keep what ended
-    right python sft.py --model M --data FILE.jsonl --out DIR        fine-tune M on collected
-    samples python sft.py --model M --scripted --tasks T --out DIR     fine-tune M on the scripted
-    teacher python sft.py --model M.gguf --out DIR                     write M as a Hugging Face
-    folder python -m tiny.build                                       build the tiny model from
-    nothing
+    python sft.py --collect --tasks T --teacher M --out F      collect samples of right runs
+    python sft.py --model M --data FILE.jsonl --out DIR        fine-tune M on collected samples
+    python sft.py --model M --scripted --tasks T --out DIR     fine-tune M on the scripted teacher
+    python sft.py --model M.gguf --out DIR                     write M as a Hugging Face folder
+    python -m tiny.build                                       build the tiny model from nothing
 
 The paper's cold start keeps what a strong teacher did if its run ended in the right answer:
 --collect. The tiny model sees samples of deliberately mixed quality, of a scripted teacher that
 errs (tiny/teacher.py): it can write every kind of design and play every agent, but badly.
 
 Equation: minimise -mean log p(completion token | prompt, earlier tokens).
-Test: `pytest tests/test_sft.py`. Read next: README.md, for the folders.
+
+Test: `pytest tests/test_sft.py`. Read next: README.md.
 """
 
 import asyncio

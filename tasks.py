@@ -9,6 +9,7 @@ questions, each with another best design; no design without a condition serves a
 published sets are in benchmarks/.
 
 No hint about the answer ("an integer 0..999") is added to any prompt (trap 15).
+
 Test: `pytest tests/test_tasks.py`. Read next: eval.py.
 """
 

@@ -3,6 +3,7 @@
     python -P math_worker.py      reads [gold, answer] as JSON, a line each; prints true or false
 
 It imports nothing of this project.
+
 Test: `pytest tests/test_math_grading.py`. Read next: code_grading.py.
 """
 

@@ -24,6 +24,7 @@ copy.
 
 Sampling is plain: temperature alone, no top-k, top-p or repetition penalty (trap 1).
 Shapes: B rows, T positions, V vocabulary.
+
 Test: `pytest tests/test_engine_hf.py`. Read next: vllm.py.
 """
 

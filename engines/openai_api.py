@@ -6,7 +6,9 @@ It stands in for the engine and for the policy: `render` keeps a conversation as
 server has the tokenizer, and `sample` sends it. There are no token ids and no log-probabilities to
 train on; tokens are counted as the server reports them. A server that fails, stalls or answers
 nonsense is asked again, with growing pauses. After the last try it is an EngineError: counted,
-never a score of 0. Test: `pytest tests/test_engine_openai_api.py`. Read next: ../lib/cli.py.
+never a score of 0.
+
+Test: `pytest tests/test_engine_openai_api.py`. Read next: ../lib/cli.py.
 """
 
 import asyncio

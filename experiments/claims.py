@@ -10,8 +10,9 @@ before the first run.
 Scores are held-out accuracy of the model's own designs, at temperature 1: *final* is the mean of
 the last three evaluations (every 10 steps), *best* the highest. Where arms sample different numbers
 of tokens, both are read at 80, 90 and 100 % of the smaller token count of the pair. A run
-*collapsed* if its final score is below half of its best. Test: `pytest tests/test_experiments.py`.
-Read next: run.py.
+*collapsed* if its final score is below half of its best.
+
+Test: `pytest tests/test_experiments.py`. Read next: run.py.
 """
 
 import json

@@ -1,12 +1,13 @@
 """The paper's claims, checked on a laptop: the runs, what they say, and the pictures.
 
-    python -m experiments.run --claim 1 --seeds 1    one seed of one claim's runs python -m
-    experiments.run                        every claim, five seeds: hours of two cores python -m
-    experiments.run --draw                 figures and tables again, from the published runs
+    python -m experiments.run --claim 1 --seeds 1    one seed of one claim's runs
+    python -m experiments.run                        every claim, five seeds: hours of two cores
+    python -m experiments.run --draw                 figures and tables, from the published runs
 
 What is done is skipped, what was stopped goes on. What the claims are, and what decides: claims.py.
 A row of runs.jsonl is what is kept of one run. The published runs were made at the tag v1, whose
 default had a KL term of its own (README.md); runs of today are compared with those that had none.
+
 Test: `pytest tests/test_experiments.py`. Read next: bench/step.py.
 """
 

@@ -2,6 +2,7 @@
 
 It takes its descriptors and limits, its scratch directory and its filter; then it runs what
 descriptor 0 holds: trusted setup, untrusted code, trusted driver. Its exit code says how it ended.
+
 Test: `pytest tests/test_sandbox.py`. Read next: ../lib/tools.py.
 """
 
@@ -120,7 +121,7 @@ def connect_mas(module: types.ModuleType) -> dict:
 
 
 def execute(setup: str, code: str, driver: str, scope: dict) -> str:
-    """Run `code` between the trusted setup, in its scope, and the trusted driver, in one of its own.
+    """Run the trusted setup and `code` in `scope`, then the trusted driver in a scope of its own.
 
     Returns how it ended, one of EXIT_CODES.
     """

@@ -4,8 +4,9 @@ Level namespaces: a user, pid, net, mount, ipc and uts namespace of its own, wit
 but the interpreter, read-only. Level landlock: no capability, and Landlock leaves only reading of
 the interpreter.
 
-Source: ours, after landlock(7), user_namespaces(7). Test: `pytest tests/test_sandbox.py`.
-Read next: child.py.
+Source: ours, after landlock(7), user_namespaces(7).
+
+Test: `pytest tests/test_sandbox.py`. Read next: child.py.
 """
 
 import ctypes

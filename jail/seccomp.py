@@ -5,8 +5,9 @@ only the server needs. Refused calls return EPERM; chmod and utime pretend to su
 is EAGAIN, as at any limit of processes. A new thread is asked for: the kernel asks the server
 (NOTIFY).
 
-Source: ours, after seccomp(2), seccomp_unotify(2). Test: `pytest tests/test_sandbox.py`.
-Read next: isolation.py.
+Source: ours, after seccomp(2), seccomp_unotify(2).
+
+Test: `pytest tests/test_sandbox.py`. Read next: isolation.py.
 """
 
 import ctypes

@@ -1,21 +1,22 @@
 """The fork server: it locks itself in, then forks once per run.
 
-    trainer (sandbox.py)  --one JSON message, descriptors attached-->  server  --fork-->  run
-    (child.py)
+    trainer (sandbox.py)  --JSON message with descriptors-->  server  --fork-->  run (child.py)
 
 The server is trusted and small. It runs no untrusted code before the fork, and never sees code,
 input or output, which are in descriptors that it passes on. In order, it
-  1. leaves the host (isolation.py); 2. installs a seccomp allow-list (no sockets, no exec, no
-  ptrace ...), which the runs inherit; 3. forks per run. The run gets its limits, at level
-  namespaces its own scratch directory in memory, and
-     a second filter that takes away what only the server needs: new processes, signals, mounts,
-     descriptor passing.
+  1. leaves the host (isolation.py);
+  2. installs a seccomp allow-list (no sockets, no exec, no ptrace ...), which the runs inherit;
+  3. forks per run. The run gets its limits, at level namespaces its own scratch directory in
+     memory, and a second filter that takes away what only the server needs: new processes,
+     signals, mounts, descriptor passing.
 So one run is one process: SIGKILL is a sure kill, RLIMIT_AS and RLIMIT_CPU are exact. Threads are
 counted: the kernel asks the server.
 
     python -S -s -P server.py CONTROL_DESCRIPTOR LEVEL PATH_OF_MAS      started by sandbox.py
 
-Source: ours. Test: `pytest tests/test_sandbox.py`. Read next: seccomp.py.
+Source: ours.
+
+Test: `pytest tests/test_sandbox.py`. Read next: seccomp.py.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """What a reply commits to: the answer in its last box, or its last program.
 
 Never a number in prose, and boxes are not de-duplicated: "42, 17, 42" is 42 (trap 4).
+
 Test: `pytest tests/test_tasks.py`. Read next: benchmarks/math_grading.py.
 """
 

@@ -1,8 +1,9 @@
 """Attention and cache for decoding one token at a time, faster than transformers' own on a CPU.
 
 Policies are loaded with attn_implementation="grouped": for a single new token without gradient it
-does what is described in `grouped_attention`; everything else goes the usual way. Test: `pytest
-tests/test_policy.py`. Read next: prefix_sharing.py.
+does what is described in `grouped_attention`; everything else goes the usual way.
+
+Test: `pytest tests/test_policy.py`. Read next: prefix_sharing.py.
 """
 
 import torch

@@ -4,6 +4,7 @@
     checkpoint/designer/   with --policies two: the designer's; the folder above is the executor's
 
 A kill at any moment leaves a complete one, the new or the old.
+
 Test: `pytest tests/test_checkpoint.py`. Read next: records.py.
 """
 

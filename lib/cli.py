@@ -2,8 +2,9 @@
 
 All commands share this contract. Flags are the fields of one flat dataclass (tyro: `--help` shows
 every default, an unknown flag is an error with a suggestion). Bad input ends with one line and exit
-code 2, Ctrl-C with 130. What the commands print goes through one logger. Test: `pytest
-tests/test_cli.py`. Read next: files.py.
+code 2, Ctrl-C with 130. What the commands print goes through one logger.
+
+Test: `pytest tests/test_cli.py`. Read next: files.py.
 """
 
 import contextlib

@@ -14,6 +14,7 @@ share (--shard) or 1, the bytes of a GPU are, during the update
     logits, CHUNK_LOGITS at a time: 14 bytes each
 
 and while sampling weights, moments and the engine. GB are 2^30 bytes.
+
 Test: `pytest tests/test_memory.py`. Read next: ../docs/scale.md.
 """
 

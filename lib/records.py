@@ -4,8 +4,9 @@
     episodes.jsonl   one question a step: its designs, calls, tools, answers, rewards, advantages
 
 Both are appended to line by line. A resumed run first drops the lines of steps after its
-checkpoint, so that the files read as if nothing had happened. Test: `pytest tests/test_train.py`.
-Read next: plots.py.
+checkpoint, so that the files read as if nothing had happened.
+
+Test: `pytest tests/test_train.py`. Read next: plots.py.
 """
 
 import json

@@ -2,8 +2,9 @@
 
 Accuracy is pass@1, the mean over a question's answers. What the engine or the sandbox spoiled is
 left out, and counted. Intervals are 95 % bootstrap intervals over questions. pass@k is the unbiased
-estimate of Chen et al. (arXiv 2107.03374). Test: `pytest tests/test_eval.py`. Read next:
-heldout.py.
+estimate of Chen et al. (arXiv 2107.03374).
+
+Test: `pytest tests/test_eval.py`. Read next: heldout.py.
 """
 
 import hashlib

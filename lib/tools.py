@@ -1,7 +1,9 @@
 """The tools that agents may use: their help in the prompt, how a reply calls one, what comes back.
 
 A tool call is a fenced block at the end of a reply, ```python or ```tests. Its code runs in the
-sandbox. Test: `pytest tests/test_executor.py`. Read next: answers.py.
+sandbox.
+
+Test: `pytest tests/test_executor.py`. Read next: answers.py.
 """
 
 import re

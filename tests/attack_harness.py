@@ -3,11 +3,15 @@ library only.
 
     python attack_harness.py LEVEL [FOLDER OF ATTACK FILES]
 
-It prints one JSON object: {"ran": n, "problems": [...], ...}. Contained means, found out here and not
-by what an attack prints: it ends within its limits with a status that is right; nothing secret is in
-any output; nobody called at the listeners; no file, mode or time of the project, the home or the
-shared temporary folders changed; no process, mount or shared memory is left; this process has its
-priority, affinity, limits and memory; and a clean run right afterwards works.
+It prints one JSON object: {"ran": n, "problems": [...], ...}. The harness itself finds out whether
+an attack is contained; it doesn't rely on what the attack prints. Contained means:
+
+- The attack ends within its limits, with a status that is right.
+- No output holds anything secret, and nobody called at the listeners.
+- No file, mode or time of the project, the home or the shared temporary folders changed.
+- No process, mount or shared memory is left.
+- This process still has its priority, affinity, limits and memory.
+- A clean run right afterwards works.
 """
 
 import asyncio

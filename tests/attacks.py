@@ -1,8 +1,11 @@
 """Attacks of our own: name -> (mode, statuses that are right, code). The harness fills @PPID@,
 @PROJ@, @HOME@, @TRUTH@, @PORT@.
 
-mode: script (a program), call (a candidate function `f`, called with no argument), mas (a script that talks).
-A script prints ESCAPE when it believes that it got through; whether it did is for the harness to find out.
+mode: script (a program), call (a candidate function `f`, called with no argument), mas (a script
+that talks). A script prints ESCAPE when it believes that it got through; the harness finds out
+whether it did.
+
+A backslash at the end of a line joins it with the next one.
 """
 
 SYSCALL = """
@@ -10,7 +13,8 @@ import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 def call(number, *values):
     ctypes.set_errno(0)
-    result = libc.syscall(number, *[ctypes.c_void_p(v) if isinstance(v, int) else v for v in values])
+    result = libc.syscall(number, *[ctypes.c_void_p(v) if isinstance(v, int) \
+else v for v in values])
     return result, ctypes.get_errno()
 """
 
@@ -30,7 +34,8 @@ while True:
         "processes|crash",
         SYSCALL
         + """
-while True:  # threads without Python's or the C library's knowledge: each clone is asked for, whatever it comes to
+while True:  # threads without Python's or the C library's knowledge: each clone is asked for, \
+whatever it comes to
     call(56, 0x10000 | 0x100 | 0x800 | 0x400, 0)
 """,
     ),
@@ -52,7 +57,8 @@ if call(56, 0x10000 | 0x100 | 0x800, 0)[0] >= 0: print("ESCAPE:clone")
         "ok",
         """
 import fcntl, os
-fd = os.open(os.__file__, os.O_RDONLY)  # a lock on a shared file is seen by other runs, and costs memory that nobody counts
+fd = os.open(os.__file__, os.O_RDONLY)  # a lock on a shared file is seen by other runs, \
+and costs memory that nobody counts
 for operation in (fcntl.LOCK_SH, fcntl.LOCK_EX):
     for lock in (fcntl.flock, fcntl.lockf):
         try: lock(fd, operation | fcntl.LOCK_NB); print("ESCAPE:lock")
@@ -95,14 +101,22 @@ print("ESCAPE:int80", ctypes.CFUNCTYPE(ctypes.c_int)(address)())
         "ok",
         SYSCALL
         + """
-refused = dict(socket=41, socketpair=53, connect=42, bind=49, execve=59, execveat=322, ptrace=101, readv=310, writev=311, kill=62, tkill=200,
-               sigqueue=129, tgsigqueue=297, pidfd_open=434, pidfd_getfd=438, pidfd_send=424, setns=308, unshare=272, mount=165, umount=166,
-               pivot_root=155, chroot=161, open_tree=428, fsopen=430, mount_setattr=442, keyctl=250, add_key=248, bpf=321, perf=298, io_uring=425,
-               userfaultfd=323, memfd=319, memfd_secret=447, shmget=29, semget=64, msgget=68, mq_open=240, inotify=294, fanotify=300, timer=222,
-               setuid=105, setgid=106, capset=126, setpriority=141, ioprio=251, affinity=203, scheduler=144, seccomp=317, landlock=444,
-               mlockall=151, swapon=167, reboot=169, sethostname=170, module=175, iopl=172, acct=163, quotactl=179, handle=304,
-               process_madvise=440, kcmp=312, name_to_handle=303, sendmsg=46, recvmsg=47, setrlimit=160, vmsplice=278, syslog=103, chown=92,
-               setxattr=188, mknod=133, symlink=88, link=86, personality=135, clock_settime=227, settimeofday=164, adjtimex=159)
+refused = dict(socket=41, socketpair=53, connect=42, bind=49, execve=59, execveat=322, \
+ptrace=101, readv=310, writev=311, kill=62, tkill=200,
+               sigqueue=129, tgsigqueue=297, pidfd_open=434, pidfd_getfd=438, pidfd_send=424, \
+setns=308, unshare=272, mount=165, umount=166,
+               pivot_root=155, chroot=161, open_tree=428, fsopen=430, mount_setattr=442, \
+keyctl=250, add_key=248, bpf=321, perf=298, io_uring=425,
+               userfaultfd=323, memfd=319, memfd_secret=447, shmget=29, semget=64, \
+msgget=68, mq_open=240, inotify=294, fanotify=300, timer=222,
+               setuid=105, setgid=106, capset=126, setpriority=141, ioprio=251, affinity=203, \
+scheduler=144, seccomp=317, landlock=444,
+               mlockall=151, swapon=167, reboot=169, sethostname=170, module=175, iopl=172, \
+acct=163, quotactl=179, handle=304,
+               process_madvise=440, kcmp=312, name_to_handle=303, sendmsg=46, recvmsg=47, \
+setrlimit=160, vmsplice=278, syslog=103, chown=92,
+               setxattr=188, mknod=133, symlink=88, link=86, personality=135, clock_settime=227, \
+settimeofday=164, adjtimex=159)
 for name, number in refused.items():
     result, error = call(number, 0, 0, 0, 0, 0, 0)
     if (result, error) != (-1, 1):
@@ -124,7 +138,9 @@ except OSError as error: print(error)
     "scratch_full": (
         "script",
         "files|error",
-        "with open('big', 'wb', buffering=0) as f:\n    for _ in range(100): f.write(bytes(1 << 20))\nprint('ESCAPE:disk')",
+        "with open('big', 'wb', buffering=0) as f:\n"
+        "    for _ in range(100): f.write(bytes(1 << 20))\n"
+        "print('ESCAPE:disk')",
     ),
     "scratch_inodes": (
         "script",
@@ -156,12 +172,15 @@ print("ESCAPE:mapped")
         "ok",
         """
 import os
-for path in ("../" * 30 + "etc/shadow", "/proc/self/environ", "/proc/self/root@TRUTH@", "/proc/@PPID@/environ", "/proc/1/environ", "@TRUTH@",
-             "@HOME@/.bashrc", "@PROJ@/keep.txt", "/etc/passwd", "/dev/mem", "/dev/vda", "/sys/kernel/notes"):
+for path in ("../" * 30 + "etc/shadow", "/proc/self/environ", "/proc/self/root@TRUTH@", \
+"/proc/@PPID@/environ", "/proc/1/environ", "@TRUTH@",
+             "@HOME@/.bashrc", "@PROJ@/keep.txt", "/etc/passwd", "/dev/mem", \
+"/dev/vda", "/sys/kernel/notes"):
     for flags in (os.O_RDONLY, os.O_PATH, os.O_WRONLY | os.O_CREAT):
         try:
             fd = os.open(path, flags)
-            print("ESCAPE:open" if flags != os.O_PATH else "path only", path, os.read(fd, 60) if flags == os.O_RDONLY else "")
+            print("ESCAPE:open" if flags != os.O_PATH else "path only", path, \
+os.read(fd, 60) if flags == os.O_RDONLY else "")
         except OSError: pass
 """,
     ),
@@ -171,7 +190,8 @@ for path in ("../" * 30 + "etc/shadow", "/proc/self/environ", "/proc/self/root@T
         """
 import os
 for fd in (0, 1, 2):
-    for attempt in (lambda: os.ftruncate(fd, 1 << 40), lambda: os.pwrite(fd, b"x", 1 << 40), lambda: os.write(fd, bytes(8 << 20)),
+    for attempt in (lambda: os.ftruncate(fd, 1 << 40), lambda: os.pwrite(fd, b"x", 1 << 40), \
+lambda: os.write(fd, bytes(8 << 20)),
                     lambda: os.lseek(fd, 1 << 62, 0), lambda: os.posix_fallocate(fd, 0, 1 << 40)):
         try: attempt()
         except OSError: pass
@@ -180,7 +200,11 @@ for fd in (0, 1, 2):
     "rewrite_code": (
         "script",
         "ok|error",
-        "import os\nos.lseek(0, 0, 0)\ntry:\n    os.write(0, b'x' * (64 << 20)); print('ESCAPE:source')\nexcept OSError as e: print(e)",
+        "import os\n"
+        "os.lseek(0, 0, 0)\n"
+        "try:\n"
+        "    os.write(0, b'x' * (64 << 20)); print('ESCAPE:source')\n"
+        "except OSError as e: print(e)",
     ),
     "servers_objects": (
         "script",
@@ -192,7 +216,8 @@ while frame:
     for name, value in list(frame.f_locals.items()):
         if hasattr(value, "control"):
             print("runs", list(value.runs))
-            try: value.control.sendmsg([b'{"id": 1, "exit": 0, "why": null, "seconds": 0, "cpu": 0}']); print("ESCAPE:report")
+            try: value.control.sendmsg([b'{"id": 1, "exit": 0, "why": null, \
+"seconds": 0, "cpu": 0}']); print("ESCAPE:report")
             except OSError as error: print(error)
     frame = frame.f_back
 print(len([o for o in gc.get_objects() if "TRUTH" + "CANARY" in repr(o)[:1000]]))
@@ -201,7 +226,10 @@ print(len([o for o in gc.get_objects() if "TRUTH" + "CANARY" in repr(o)[:1000]])
     "no_exit": (
         "script",
         "any",
-        "import os, threading\nos._exit = lambda *a: None\nthreading._shutdown = lambda: None\nprint('back')",
+        "import os, threading\n"
+        "os._exit = lambda *a: None\n"
+        "threading._shutdown = lambda: None\n"
+        "print('back')",
     ),
     "deaf_to_limits": (
         "script",
@@ -243,7 +271,12 @@ while True: pass
     "flush_for_ever": (
         "script",
         "timeout|cpu",
-        "import sys\nclass S:\n    def write(self, x): pass\n    def flush(self):\n        while True: pass\nsys.stdout = S()",
+        "import sys\n"
+        "class S:\n"
+        "    def write(self, x): pass\n"
+        "    def flush(self):\n"
+        "        while True: pass\n"
+        "sys.stdout = S()",
     ),
     "nested_source": ("script", "invalid|memory|crash", "(" * 200_000),
     "nested_eval": ("script", "memory|crash|error", "eval('-' * 5_000_000 + '1')"),
@@ -263,9 +296,11 @@ while True: pass
         "ok",
         """
 import fcntl, os, signal, struct
-r, w = os.pipe()  # the kernel would kill the trainer when the pipe becomes readable: no kill(2) needed
+r, w = os.pipe()  # the kernel would kill the trainer when the pipe becomes readable: \
+no kill(2) needed
 for pid in (@PPID@, os.getppid(), 1):
-    for number, value in ((8, pid), (10, int(signal.SIGKILL)), (15, struct.pack("ii", 1, pid))):  # SETOWN SETSIG SETOWN_EX
+    for number, value in ((8, pid), (10, int(signal.SIGKILL)), (15, struct.pack("ii", 1, pid))):  \
+# SETOWN SETSIG SETOWN_EX
         try: fcntl.fcntl(r, number, value); print("ESCAPE:owner", number)
         except OSError: pass
     try: fcntl.fcntl(r, fcntl.F_SETFL, fcntl.fcntl(r, fcntl.F_GETFL) | os.O_ASYNC)
@@ -278,7 +313,8 @@ for pid in (@PPID@, os.getppid(), 1):
         "ok",
         """
 import os
-for attempt in (lambda: os.nice(-10), lambda: os.setpriority(os.PRIO_PROCESS, @PPID@, 19), lambda: os.sched_setaffinity(@PPID@, {0}),
+for attempt in (lambda: os.nice(-10), lambda: os.setpriority(os.PRIO_PROCESS, @PPID@, 19), \
+lambda: os.sched_setaffinity(@PPID@, {0}),
                 lambda: os.setpriority(os.PRIO_USER, 0, 19)):
     try: attempt(); print("ESCAPE:priority")
     except OSError: pass
@@ -324,7 +360,10 @@ for attempt in (lambda: os.nice(-10), lambda: os.setpriority(os.PRIO_PROCESS, @P
     "evil_class": (
         "call",
         "ok",
-        "class X(int):\n    __class__ = property(lambda s: 1 / 0)\n    def __eq__(self, o): return True\ndef f(): return X(3)",
+        "class X(int):\n"
+        "    __class__ = property(lambda s: 1 / 0)\n"
+        "    def __eq__(self, o): return True\n"
+        "def f(): return X(3)",
     ),
     "more_results": (
         "call",
@@ -340,6 +379,8 @@ for attempt in (lambda: os.nice(-10), lambda: os.setpriority(os.PRIO_PROCESS, @P
     "raw_result": (
         "call",
         "any",
-        "import os\nos.write(3, b'[' * 100_000 + b'\\n{\"value\": NaN}\\n\\xff\\n')\ndef f(): return float('inf')",
+        "import os\n"
+        "os.write(3, b'[' * 100_000 + b'\\n{\"value\": NaN}\\n\\xff\\n')\n"
+        "def f(): return float('inf')",
     ),
 }

@@ -17,7 +17,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("crash_at", ["save", "rename current", "rename new", "never"])
 def test_a_kill_while_a_checkpoint_is_written_loses_nothing(tmp_path, monkeypatch, crash_at):
-    """Stop at every stage of the second save: a complete checkpoint is found, the old or the new."""
+    """Stop at every stage of the second save: the old or the new checkpoint is there, complete."""
     subject = learner()
     checkpoint.save(tmp_path, [subject], step=1)
     real_rename, real_save = os.rename, torch.save

@@ -381,7 +381,8 @@ def test_hostile_texts_are_texts(open_page, tmp_path):
             document.getElementById(`leaf-${d}-0`).click();
             document.querySelectorAll("details").forEach((item) => { item.open = true; });
             await new Promise((resume) => setTimeout(resume, 20));
-            found.push([...document.querySelectorAll("pre.code, #written pre, details.call pre")].map((pre) => pre.textContent === text));
+            const shown = document.querySelectorAll("pre.code, #written pre, details.call pre");
+            found.push([...shown].map((pre) => pre.textContent === text));
         }
         return found; }""",
         pages.visible(HOSTILE),
@@ -484,9 +485,8 @@ def test_readable_at_any_width_light_and_dark(shown, run, open_page, tmp_path, w
             page.get_by_role("button", name="Expand all").click()
             page.locator("#written summary").click()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.evaluate(
-            "[...document.querySelectorAll('pre, dd')].every((node) => node.scrollWidth <= node.clientWidth + 1)"
-        )
+        fits = "(node) => node.scrollWidth <= node.clientWidth + 1"
+        assert page.evaluate(f"[...document.querySelectorAll('pre, dd')].every({fits})")
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == (scheme == "dark")
         found = page.evaluate(axe + "; axe.run()")

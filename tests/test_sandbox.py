@@ -62,7 +62,9 @@ def run(code, stdin=b"", level="auto", **limits):
         ("import sys\nwhile True: sys.stdout.write('x' * 1000)", "output", "x" * 5000),
         ("import os; os.fork()", "processes", ""),
         (
-            "import threading, time\nfor _ in range(9): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+            "import threading, time\n"
+            "for _ in range(9): "
+            "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
             "processes",
             "",
         ),
@@ -73,7 +75,8 @@ def run(code, stdin=b"", level="auto", **limits):
             "",
         ),
         (
-            "import threading; t = threading.Thread(target=print, args=('hi',)); t.start(); t.join()",
+            "import threading; t = threading.Thread(target=print, args=('hi',)); "
+            "t.start(); t.join()",
             "ok",
             "hi\n",
         ),
@@ -132,10 +135,16 @@ def test_every_run_starts_afresh():
     async def go():
         async with Sandbox() as sandbox:
             first = await sandbox.run(
-                "import os, random, builtins\nbuiltins.left = 1\ntry: open('left', 'w')\nexcept OSError: pass\nprint(random.random())"
+                "import os, random, builtins\n"
+                "builtins.left = 1\n"
+                "try: open('left', 'w')\n"
+                "except OSError: pass\n"
+                "print(random.random())"
             )
             return first, await sandbox.run(
-                "import os, random, builtins\nprint(random.random())\nprint(hasattr(builtins, 'left'), os.path.exists('left'))"
+                "import os, random, builtins\n"
+                "print(random.random())\n"
+                "print(hasattr(builtins, 'left'), os.path.exists('left'))"
             )
 
     first, second = asyncio.run(go())
@@ -144,7 +153,13 @@ def test_every_run_starts_afresh():
 
 def test_a_wide_tree_of_threads_is_one_run():
     """The limit counts a run's own threads, also those that threads start, and no other run's."""
-    code = "import threading\ndef more(n):\n    if n: t = threading.Thread(target=more, args=(n - 1,)); t.start(); t.join()\nmore({})\nprint('done')"
+    code = (
+        "import threading\n"
+        "def more(n):\n"
+        "    if n: t = threading.Thread(target=more, args=(n - 1,)); t.start(); t.join()\n"
+        "more({})\n"
+        "print('done')"
+    )
 
     async def go():
         async with Sandbox() as sandbox:
@@ -171,7 +186,12 @@ def test_a_run_has_its_own_descriptors_and_no_other():
     could report its own end."""
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]
     try:
-        code = "import os\nfor fd in range(400):\n    try: os.fstat(fd); print(fd)\n    except OSError: pass"
+        code = (
+            "import os\n"
+            "for fd in range(400):\n"
+            "    try: os.fstat(fd); print(fd)\n"
+            "    except OSError: pass"
+        )
         assert run(code).stdout.split() == ["0", "1", "2"]
     finally:
         for fd in held:
@@ -183,7 +203,8 @@ def test_nobodys_limits_can_be_changed():
 import ctypes, resource
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
-place = libc.mmap(ctypes.c_void_p(1 << 32), 4096, 3, 0x32, -1, 0)  # an address whose low half is zero
+# an address whose low half is zero
+place = libc.mmap(ctypes.c_void_p(1 << 32), 4096, 3, 0x32, -1, 0)
 for pid in ({os.getpid()}, 1):
     print(libc.syscall(302, pid, 4, ctypes.c_void_p(place), None), ctypes.get_errno())
 try:
@@ -485,14 +506,15 @@ def test_nothing_survives_the_trainer(tmp_path, level):
     """kill -9 of the parent: its server and every run in it, deaf to all signals, are gone; so are
     their mounts."""
     program = tmp_path / "parent.py"
+    deaf = "import signal\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\nwhile True: pass"
     program.write_text(f"""
 import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
 from sandbox import Limits, Sandbox
+limits = Limits(wall=60, cpu=60)
 async def main():
     async with Sandbox({level!r}) as sandbox:
-        deaf = "import signal\\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\\nwhile True: pass"
-        runs = [asyncio.create_task(sandbox.run(deaf, limits=Limits(wall=60, cpu=60))) for _ in range(20)]
+        runs = [asyncio.create_task(sandbox.run({deaf!r}, limits=limits)) for _ in range(20)]
         await asyncio.sleep(0.5)
         print("started", flush=True)
         await asyncio.gather(*runs)
@@ -626,7 +648,12 @@ def ask(code, function, calls, level="auto", **limits):
 
 
 def test_calls_of_a_candidate():
-    code = "class Solution:\n    def f(self, x): return {x: (x, [x])}\ndef g(x): raise KeyError(x)\nprint(__name__)"
+    code = (
+        "class Solution:\n"
+        "    def f(self, x): return {x: (x, [x])}\n"
+        "def g(x): raise KeyError(x)\n"
+        "print(__name__)"
+    )
     outcome, results = ask(code, "Solution().f", [[1], [2]])
     assert outcome.status == "ok" and outcome.stdout == "candidate\n"
     assert (
@@ -666,12 +693,17 @@ def test_arguments_keep_their_types():
             [{"value": 7}] * 3,
         ),  # it can only answer, well or badly
         (
-            "import os\nos.write(3, b'nonsense\\n[1]\\n' + b'[' * 99999 + b'\\n')\ndef f(x): return x",
+            "import os\n"
+            "os.write(3, b'nonsense\\n[1]\\n' + b'[' * 99999 + b'\\n')\n"
+            "def f(x): return x",
             [{"error": "not a result"}] * 3,
         ),
         ("def f(x): return object()", [{"error": "TypeError"}] * 3),
         (
-            "class E:\n    def __eq__(self, other): return True\nclass L(list): pass\ndef f(x): return [E(), L()][x % 2]",
+            "class E:\n"
+            "    def __eq__(self, other): return True\n"
+            "class L(list): pass\n"
+            "def f(x): return [E(), L()][x % 2]",
             [{"error": "TypeError"}] * 3,
         ),
     ],
@@ -681,7 +713,11 @@ def test_results_are_data_and_missing_ones_are_failures(code, found):
 
 
 def test_results_of_a_million_parts_cost_nothing_here():
-    code = "import os\nos.write(3, b'{\"value\":{\"dict\":[' + b'{},' * 1_300_000 + b'{}]}}\\n')\ndef f(): return 1"
+    code = (
+        "import os\n"
+        "os.write(3, b'{\"value\":{\"dict\":[' + b'{},' * 1_300_000 + b'{}]}}\\n')\n"
+        "def f(): return 1"
+    )
     started = time.process_time()
     assert (
         ask(code, "f", [[]])[1] == [{"error": "not a result"}]
@@ -692,7 +728,12 @@ def test_results_of_a_million_parts_cost_nothing_here():
 def test_results_that_hash_alike_cost_nothing_here():
     """30,000 ints, multiples of 2^61-1, as a set: building that set again would take the parent
     seconds."""
-    code = "import os, json\nos.write(3, json.dumps({'value': {'set': [i * ((1 << 61) - 1) for i in range(30000)]}}).encode() + b'\\n')\ndef f(): pass"
+    code = (
+        "import os, json\n"
+        "os.write(3, json.dumps({'value': "
+        "{'set': [i * ((1 << 61) - 1) for i in range(30000)]}}).encode() + b'\\n')\n"
+        "def f(): pass"
+    )
     started = time.process_time()
     _, (result,) = ask(code, "f", [[]])
     assert result != {"value": encode({1})} and time.process_time() - started < 1.0

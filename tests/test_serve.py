@@ -23,7 +23,12 @@ from rollout import Rollout
 from sandbox import Sandbox
 from viewer import serve
 
-SCRIPT = '```python\na = Agent("first", "Go.")\nb = Agent("second", "Check.")\nr = a(question)\nsubmit(b(r))\n```'
+SCRIPT = """```python
+a = Agent("first", "Go.")
+b = Agent("second", "Check.")
+r = a(question)
+submit(b(r))
+```"""
 
 
 class Held(Scripted):
@@ -98,9 +103,8 @@ def test_the_design_comes_first_and_replies_as_they_are_said(policy):
         ):
             line = answer.content.readline
             assert json.loads(await line())["designs"] == []
-            for calls in range(
-                3
-            ):  # each time one more reply is let through: the design's, the first agent's, the second's
+            # each time one more reply is let through: the design's, the first agent's, the second's
+            for calls in range(3):
                 engine.gate.release()
                 (design,) = json.loads(await line())["designs"]
                 (execution,) = design["executions"]
@@ -120,7 +124,7 @@ def test_the_design_comes_first_and_replies_as_they_are_said(policy):
 
 
 def test_several_at_once_on_the_real_engine(policy):
-    """Eight questions at the same time; each gets its own answer, and the engine ends as it began."""
+    """Eight questions at the same time get an answer each, and the engine ends as it began."""
 
     async def go():
         engine = HFEngine(policy)
@@ -311,7 +315,7 @@ def test_a_port_that_is_taken(policy):
 
 
 def test_the_command(tmp_path):
-    """`eval.py --serve` says where it is, answers, and ends on Ctrl-C without a word of complaint."""
+    """`eval.py --serve` says where it is, answers, and ends on Ctrl-C without a complaint."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "eval.py"), "--serve", "--port", "0"],
         stdout=subprocess.PIPE,

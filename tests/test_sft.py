@@ -1,4 +1,4 @@
-"""The cold start: from training questions only, deterministic, in the very format of the rollout."""
+"""The cold start: training questions only, deterministic, in the very format of the rollout."""
 
 import json
 import random
@@ -138,7 +138,8 @@ def test_a_stopped_collection_goes_on(tmp_path):
 
 
 def test_a_collection_whose_teacher_fails_says_so_and_goes_on(tmp_path, monkeypatch):
-    """The engine fails for some questions: the others are kept; the same command asks them again."""
+    """The engine fails for some questions: the others are kept. The same command asks the failed
+    questions again."""
     flags = (*COLLECT, "--questions", 6, "--out", tmp_path / "kept.jsonl")
     bad = {question.prompt for question in tasks.load("arithmetic", "train", 0, 6)[:2]}
 

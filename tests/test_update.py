@@ -1,4 +1,4 @@
-"""The update: one weight for every token, whatever the micro-batches; faults; importance weights."""
+"""The update: one weight a token, whatever the micro-batches; faults; importance weights."""
 
 import subprocess
 import sys

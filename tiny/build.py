@@ -4,8 +4,9 @@
     python -m tiny.build --out DIR    writes another folder
 
 A Qwen3 of 0.86M parameters. Its chat template keeps the first line of a system message, which says
-who speaks: the documented prompt is for models that can read it. Test: `pytest tests/test_sft.py`.
-Read next: ../docs/tour.md.
+who speaks: the documented prompt is for models that can read it.
+
+Test: `pytest tests/test_sft.py`. Read next: ../docs/tour.md.
 """
 
 import os

@@ -5,8 +5,9 @@ the cold start can't drift from what the rollout shows. It knows the set `arithm
 sets the questions that state an expression (`rg:chain_sum`, `rg:basic_arithmetic`). It picks every
 kind of design, leaning towards the right one, and gets each small thing right with probability
 RIGHT. The errors are independent, so the most likely reply of a model that learned from it is
-right. All its questions are from the training side of the split. Test: `pytest tests/test_sft.py`.
-Read next: build.py.
+right. All its questions are from the training side of the split.
+
+Test: `pytest tests/test_sft.py`. Read next: build.py.
 """
 
 import random

@@ -1,9 +1,8 @@
 """Pages: one question's runs and a whole training, as data, as text, and as pages.
 
-    python eval.py --ask "What is 37 * 52 + 418?" --html run.html   one run, as a page python
-    train.py --out runs/x                                    runs/x/report.html while it trains
-    python -m viewer.pages runs/x                                   again, with a page for every
-    episode
+    python eval.py --ask "What is 37 * 52 + 418?" --html run.html   one run, as a page
+    python train.py --out runs/x                    runs/x/report.html while it trains
+    python -m viewer.pages runs/x                   again, with a page for every episode
 
 An *episode* is one question with its M designs and their N executions: a line of episodes.jsonl,
 and what a page shows. A page is one file of web/ with its style, its script and the episode as JSON
@@ -12,8 +11,9 @@ inside: it needs no network, no server, no other file.
 What a model wrote is data here. In the page's source it is JSON in which no tag can end; the
 scripts of web/ hand it to the document as text, never as markup; and the page's own policy lets
 nothing run but those scripts, by their hash. Characters that are not seen, or that turn text
-around, are shown as what they are (but for the joiners that emoji and some scripts need). Test:
-`pytest tests/test_pages.py`. Read next: serve.py.
+around, are shown as what they are (but for the joiners that emoji and some scripts need).
+
+Test: `pytest tests/test_pages.py`. Read next: serve.py.
 """
 
 import base64

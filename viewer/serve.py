@@ -6,6 +6,7 @@ It listens on this machine's loopback alone (from elsewhere: ssh -L). A page of 
 use it: a request has to name this machine as its host, which stops DNS rebinding, and to come from
 this server's own page. Each question is a request that streams the run so far, a JSON line at a
 time. When its client is gone, it is cancelled: its script is killed and its samples are dropped.
+
 Test: `pytest tests/test_serve.py`. Read next: ../experiments/claims.py.
 """
 
