@@ -20,11 +20,11 @@ class Config:
     """Defaults of all flags. tiny: two CPU cores. small: Qwen3-0.6B on a GPU of 24 GB. paper:
     Qwen3-8B on eight GPUs of 80 GB, with the paper's numbers where there is a flag for them."""
 
-    # Rollout: Q questions per step, M designs per question, N executions per design
+    # Rollout
     steps: int = 100  # number of updates
-    questions: int = 12  # Q, over all ranks
-    designs: int = 8  # M
-    executions: int = 2  # N
+    questions: int = 12  # questions per step, over all ranks (Q)
+    designs: int = 8  # designs per question (M)
+    executions: int = 2  # executions per design (N)
     design_tokens: int = 96  # max new tokens per design
     reply_tokens: int = 48  # max new tokens per agent reply
     max_calls: int = 8  # max completions per execution
@@ -36,7 +36,7 @@ class Config:
     stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
     """Roles that learn: in turn, both at once, or only one. In the arithmetic world both at once
     ends higher than in turn."""
-    phase_steps: int = 10  # K, steps per stagewise phase
+    phase_steps: int = 5  # steps per stagewise phase (K)
     executor_group: Literal["question", "design"] = "question"  # what executions are compared in
     designer_credit: Literal["mean", "single", "shared"] = "mean"
     """Reward of a design. mean: the mean reward of its executions (the paper). single: the reward
@@ -91,6 +91,7 @@ SMALL = Config(
     questions=16,
     designs=4,
     executions=4,
+    phase_steps=10,
     lr=2e-6,
     design_tokens=1024,
     reply_tokens=1024,

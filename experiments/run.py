@@ -49,7 +49,7 @@ from lib.files import atomic_write, read_jsonl
 
 FOLDER = ROOT / "experiments"
 PUBLISHED = FOLDER / "results" / "runs.jsonl"
-COMMON = "--eval-every 10"
+COMMON = "--eval-every 10 --phase-steps 10"  # as the published runs, unless an arm says otherwise
 ENVIRONMENT = os.environ | {
     # One thread each, so that two runs share two cores and a rerun is bit for bit the same.
     "OMP_NUM_THREADS": "1",

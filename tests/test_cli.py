@@ -187,7 +187,7 @@ def test_help_shows_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.flags(Config, ["--help"], "x")
     text = capsys.readouterr().out
-    assert not stop.value.code and "--phase-steps" in text and "default: 10" in text
+    assert not stop.value.code and "--phase-steps" in text and "default: 5" in text
 
 
 def resolve(*argv):
