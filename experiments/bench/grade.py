@@ -2,10 +2,15 @@
 
     python -m experiments.bench.grade
 
-Code: 100 programs x 10 tests in the sandbox, against one `subprocess.run` of the interpreter per
-test, one after the other and 64 at once. Every number is the median of 3 rounds of the same run. It
-asserts only that the verdicts are right: a shared machine is no judge of speed.
-Test: by hand, `python -m experiments.bench.grade`. Read next: sandbox.py.
+Code: 100 programs with 10 tests each, in the sandbox. "stdin tests" give a program its input and
+read what it prints; "calls" call its function. Beside it, the plain way: a `subprocess.run` of the
+interpreter for every test, one after the other and 64 at the same time. Math: answers that are
+integers, which need no more than a comparison, and fractions, which math-verify decides.
+
+It prints verdicts per second, and for code the ratios to both plain ways: above 1 times, the
+sandbox is faster. Every number is the median of 3 rounds, in which all kinds take turns. It asserts
+only that the programs' verdicts are right: on a shared machine only the ratios can be compared.
+Test: by hand, the command above. Read next: pages.py.
 """
 
 import asyncio

@@ -35,6 +35,7 @@ TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 PAGE_KB = resource.getpagesize() // 1024
 
 EMPTY = "pass"
+SCRIPT_LIMITS = Limits(wall=60.0, scratch=0)  # wall: so long that a busy machine is no timeout
 SCRIPT = "a = Agent('x', 'y')\nr = a(question)\nr = a(r)\nr = a(r)\nsubmit(r)"
 DEAF = """
 import signal
@@ -73,16 +74,17 @@ def set_limits() -> None:
 
 async def run_script(sandbox: Sandbox, agent_seconds: float = 0.0) -> None:
     """A script that asks three times. agent_seconds: what a reply takes."""
-    session = await sandbox.talk(SCRIPT, {"question": "q"}, Limits(scratch=0))
+    session = await sandbox.talk(SCRIPT, {"question": "q"}, SCRIPT_LIMITS)
     num_replies = 0
     message = await session.receive()
-    while message["op"] == "ask":
+    while message is not None and message["op"] == "ask":
         await asyncio.sleep(agent_seconds)
         num_replies += 1
         await session.send({"replies": [{"id": num_replies, "text": "42", "answer": "42"}]})
         message = await session.receive()
     session.kill()
-    await session.finish()
+    outcome = await session.finish()
+    assert message is not None, f"the script ended early: {outcome}"
 
 
 # ------------------------------------------------------------------------------------------- clocks
