@@ -73,6 +73,7 @@ def main(out: pathlib.Path) -> None:
         page.goto((out / "report.html").resolve().as_uri())
         page.screenshot(path=DOCS / "report.png", full_page=True)
         browser.close()
+    shutil.copy(out / "curves.png", DOCS)
     for name in ("run", "tree", "report"):
         Image.open(DOCS / f"{name}.png").convert("RGB").quantize(128).save(
             DOCS / f"{name}.png", optimize=True
