@@ -37,6 +37,7 @@ import os
 import pathlib
 import platform
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -231,8 +232,10 @@ def outcome_status(report: dict, limits: Limits, output_full: bool) -> str:
     if status not in ("ok", "error", "crash"):  # memory, files, processes, invalid
         return status
 
-    # The kernel kills at the CPU limit, or just before it: then the exit code is a signal.
-    cpu_limit = limits.cpu if report["exit"] >= 0 else 0.9 * limits.cpu
+    # The kernel kills at the CPU limit. It counts ticks for that, which on a busy machine come well
+    # before the exact time that it reports.
+    was_killed = report["exit"] in (-signal.SIGKILL, -signal.SIGXCPU)
+    cpu_limit = 0.5 * limits.cpu if was_killed else limits.cpu
     if report["cpu"] > cpu_limit:
         return "cpu"
     if output_full:
