@@ -9,6 +9,8 @@ Test: `pytest tests/test_cli.py tests/test_config.py`. Read next: train.py.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
+
 
 @dataclass(frozen=True)
 class Config:
@@ -37,7 +39,7 @@ class Config:
     """Roles that learn: in turn, both at once, or only one. In the arithmetic world both at once
     ends higher than in turn."""
     phase_steps: int = 5  # steps per stagewise phase (K)
-    executor_group: Literal["question", "design"] = "question"  # what executions are compared in
+    executor_group: Literal["question", "design"] = "question"  # group of an execution
     designer_credit: Literal["mean", "single", "shared"] = "mean"
     """Reward of a design. mean: the mean reward of its executions (the paper). single: the reward
     of its first execution. shared: no reward, but the mean advantage of its executions."""
@@ -48,7 +50,7 @@ class Config:
 
     # Update
     lr: float = 3e-4  # learning rate of AdamW, constant
-    clip: tuple[float, float] = (0.2, 0.2)  # the ratio is clipped to 1 - first, 1 + second
+    clip: tuple[float, float] = (0.2, 0.2)  # clip range of the ratio, below and above 1
     kl: float = 0.0  # weight of the KL term to the starting model
     tis: float | None = None
     """Cap of the importance weights that correct for the sampler's log-probabilities; 0 is off. The
@@ -56,11 +58,11 @@ class Config:
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Precision of the forward pass; the weights are float32 (float64 with float64). auto: bfloat16
     on a GPU, else float32."""
-    checkpointing: bool = False  # recompute activations in the backward pass, to save memory
-    shard: bool = False  # divide weights, gradients and moments among the ranks (fully_shard)
+    checkpointing: bool = False  # recomputation of activations in the backward pass
+    shard: bool = False  # weights, gradients and moments divided among the ranks (fully_shard)
 
     # Where it runs
-    engine: Literal["hf", "vllm"] = "hf"  # what samples, in every rank
+    engine: Literal["hf", "vllm"] = "hf"  # sampling engine in every rank
     gpu_memory: float = 0.5  # share of the GPU's memory that vllm takes while it samples
     sandbox: Literal["auto", "namespaces", "landlock", "none"] = "auto"
     """Isolation of scripts and tools. auto: the best that works here, but never none."""
@@ -72,9 +74,9 @@ class Config:
     eval_size: int = 100  # held-out questions per evaluation
     eval_every: int = 50  # steps between evaluations; 0: only before the first and after the last
     save_every: int = 30  # steps between checkpoints; 0: only at the end
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"  # tracker that also gets the metrics
     out: str | None = None  # folder of the run; default runs/DATE-TIME
-    resume: bool = False  # go on from the checkpoint in --out, with the flags of its start
+    resume: bool = False  # continuation of the run in --out, with its flags
 
     @property
     def importance_cap(self) -> float:

@@ -16,7 +16,7 @@ Traps avoided: groups never mix questions (3); nothing is padded into a group (8
 failures are left out, script failures count as reward 0 (9); mean and std are over executions, not
 calls (16). In the loss, though, an execution with more tokens weighs more.
 
-Worked example: `python credit.py`. Test: `pytest tests/test_credit.py`. Read next: config.py.
+Example: `python credit.py`. Test: `pytest tests/test_credit.py`. Read next: config.py.
 """
 
 import torch
@@ -44,7 +44,7 @@ def trained_roles(step: int, stage: str = "stagewise", phase_steps: int = 30) ->
 
 
 def check_rewards(rewards_Q_M_N, valid_Q_M_N=None):
-    """Both as tensors (Q, M, N): rewards in float64, and which are valid (default: all)."""
+    """Both as tensors (Q, M, N), rewards in float64. Default: all are valid."""
     rewards = torch.as_tensor(rewards_Q_M_N)
     valid = torch.ones_like(rewards) if valid_Q_M_N is None else torch.as_tensor(valid_Q_M_N)
     if rewards.dim() != 3 or valid.shape != rewards.shape:
@@ -65,21 +65,21 @@ def design_rewards(rewards_Q_M_N, valid_Q_M_N=None):
     return sum_Q_M / count_Q_M.clamp(min=1), count_Q_M > 0
 
 
-def normalise(values_G_N, valid_G_N):
-    """Centre each group (row) on the mean of its valid entries, and divide by their std.
+def normalise(values_G_S, valid_G_S):
+    """Centre each group (row of S) on the mean of its valid entries, and divide by their std.
 
     Groups of fewer than two valid entries, or of equals, give exact zeros; so do invalid entries.
     """
-    count_G_1 = valid_G_N.sum(dim=1, keepdim=True)
-    values_G_N = torch.where(valid_G_N, values_G_N, 0.0)
-    mean_G_1 = values_G_N.sum(dim=1, keepdim=True) / count_G_1.clamp(min=1)
-    centred_G_N = torch.where(valid_G_N, values_G_N - mean_G_1, 0.0)
-    variance_G_1 = centred_G_N.square().sum(dim=1, keepdim=True) / (count_G_1 - 1).clamp(min=1)
+    count_G_1 = valid_G_S.sum(dim=1, keepdim=True)
+    values_G_S = torch.where(valid_G_S, values_G_S, 0.0)
+    mean_G_1 = values_G_S.sum(dim=1, keepdim=True) / count_G_1.clamp(min=1)
+    centred_G_S = torch.where(valid_G_S, values_G_S - mean_G_1, 0.0)
+    variance_G_1 = centred_G_S.square().sum(dim=1, keepdim=True) / (count_G_1 - 1).clamp(min=1)
     std_G_1 = variance_G_1.sqrt()
 
     # Equals differ from their mean by rounding, which 1 / eps would blow up.
-    centred_G_N = torch.where(std_G_1 < 1e-9, 0.0, centred_G_N)
-    return centred_G_N / (std_G_1 + EPS)
+    centred_G_S = torch.where(std_G_1 < 1e-9, 0.0, centred_G_S)
+    return centred_G_S / (std_G_1 + EPS)
 
 
 def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, credit="mean"):
@@ -99,7 +99,8 @@ def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, credit="mean"):
         rewards, valid = rewards[..., :1], valid[..., :1]
     elif credit != "mean":
         raise ValueError(f"credit {credit!r}: mean, single or shared")
-    return normalise(*design_rewards(rewards, valid)).float()
+    rewards_Q_M, has_valid_Q_M = design_rewards(rewards, valid)
+    return normalise(rewards_Q_M, has_valid_Q_M).float()
 
 
 def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question"):
@@ -117,8 +118,8 @@ def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question"):
     if group not in ("question", "design"):
         raise ValueError(f"group {group!r}: question or design")
     G = Q if group == "question" else Q * M
-    advantages_G_E = normalise(rewards.reshape(G, -1), valid.reshape(G, -1))
-    return advantages_G_E.reshape(Q, M, N).float()
+    advantages_G_S = normalise(rewards.reshape(G, -1), valid.reshape(G, -1))
+    return advantages_G_S.reshape(Q, M, N).float()
 
 
 def policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip=(0.2, 0.2), dual_clip=None):

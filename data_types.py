@@ -10,7 +10,7 @@
 
 What the engine sampled is what the loss sees: no text is ever tokenised again to be trained on.
 
-Test: `pytest tests/test_readme.py`. Read next: mas.py.
+Test: `pytest tests/test_rollout.py`. Read next: mas.py.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 STATUSES = (
     "answered",  # the script submitted a reply: its reward is the grade of that reply
     "no_answer",  # the script ended without submit(...)
-    "invalid_script",  # no script, it does not compile, or it wants a tool that is not offered
+    "invalid_script",  # none, cut off, does not compile, or wants a tool that is not offered
     "crashed",  # the script raised, or sent something that is not a message
-    "budget",  # more calls or tokens than allowed
+    "budget",  # more calls or tokens than allowed, or a prompt too long
     "timeout",
     "infra_error",  # engine or sandbox failed: left out of every mean and group, and counted
 )

@@ -9,11 +9,11 @@ The script runs in the sandbox and talks over a pipe, one JSON message a line:
                                              <-      {"replies": [{"id": 0, "text": ...}, ...]}
     {"op": "submit", "reply": 0}             ->      the answer is reply 0
 
-Two rules hold whatever the script does. It can only submit something that an agent said: `submit`
-carries the number of a reply, never a text (trap 11). It sees only the question. Every call is
-recorded here, as token ids (trap 2: the original let the script write them to a file, which after a
-crash was an older question's). Failures of the script score 0; those of engine or sandbox are
-infra_error and left out (trap 9).
+Two rules hold whatever the script does. It can only submit what an agent said: `submit` carries the
+number of a reply, never a text (trap 11). It sees the question and replies. Every call is recorded
+here, as token ids (trap 2: the original let the script write them to a file, which after a crash
+was an older question's). Failures of the script score 0; those of engine or sandbox are infra_error
+and left out (trap 9).
 
 Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 """
@@ -46,7 +46,7 @@ ANSWER_FORMAT = {
 
 @dataclass(frozen=True)
 class Runtime:
-    """What all executions share."""
+    """What executions share."""
 
     engine: object  # engines.Engine
     policy: object  # renders conversations

@@ -12,8 +12,8 @@ the designer is shown (designer.block_reference), so what it reads and what runs
 
 This file runs inside the sandbox: standard library only. It knows no model. `_request` sends one
 message to the trainer and returns the answer. There, executor.py speaks for the agents, records
-what they say, and keeps two rules: a script can only submit what an agent said, and it sees only
-the question.
+what they say, and keeps two rules: a script can only submit what an agent said, and it sees nothing
+but the question and the replies.
 
 Test: `pytest tests/test_mas.py`. Read next: designer.py.
 """
@@ -33,7 +33,7 @@ def _request(message: dict) -> dict:
 class Reply(str):
     """What an agent said: a string with `.agent`, its name, and `.answer`.
 
-    The answer is what it boxed, or its solution block; None if neither.
+    The answer is its last box, or its last program; None if there is none.
     """
 
     def __new__(cls, text, id=-1, answer=None, agent="", group=None):
@@ -83,7 +83,7 @@ def ask_all(agents, text):
             f"{len(agents)} agents and {len(texts)} texts: need one text for all, or one each"
         )
     asks = []
-    for agent, text in zip(agents, texts):
+    for agent, agent_text in zip(agents, texts):
         asks.append(
             {
                 "agent": agent._number,
@@ -92,7 +92,7 @@ def ask_all(agents, text):
                 "tools": agent.tools,
                 "memory": agent.memory,
                 "max_turns": agent.max_turns,
-                "text": str(text),
+                "text": str(agent_text),
             }
         )
     replies = []

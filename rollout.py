@@ -29,7 +29,7 @@ class Rollout:
         self.runtime = runtime  # engine, policy, sandbox and budget of the executor role
         self.designer = designer or (runtime.engine, runtime.policy)
         self.design_tokens = design_tokens  # max new tokens per design
-        self.stop_at_failure = stop_at_failure  # end the tests of a program at the first failure
+        self.stop_at_failure = stop_at_failure  # of a program's tests
 
     async def rollout(
         self,

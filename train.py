@@ -7,8 +7,8 @@
 is the update: one clipped policy-gradient step, whose loss is a mean over the completion tokens of
 all ranks.
 
-Deviations from the paper: (1) one update per rollout, so the ratio is 1 and clip does nothing; the
-original code makes tens. (2) --stage both takes one token mean over both roles; the original
+Deviations from the paper: (1) one update per rollout, so the ratio is about 1 and clip rarely acts;
+the original makes tens. (2) --stage both takes one token mean over both roles; the original
 updates them one after the other. (3) No dual clip (the original code: 3.0), no warm-up or decay of
 the learning rate. (4) --tis corrects for the difference between vLLM and the trainer.
 
@@ -93,7 +93,7 @@ class Learner:
         self.policy.model.train(self.config.checkpointing)
         uses_ddp = isinstance(self.model, DistributedDataParallel)
         for i, micro_batch in enumerate(micro_batches):
-            # DDP sums gradients over the ranks once, in the last backward pass.
+            # DDP exchanges gradients once, in the last backward pass.
             is_last = i == num_passes - 1
             with self.model.no_sync() if uses_ddp and not is_last else contextlib.nullcontext():
                 self.accumulate_gradient(micro_batch, num_tokens, stats)

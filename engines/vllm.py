@@ -107,9 +107,8 @@ class VLLMEngine:
                 f"--engine vllm: cannot start ({problem}); does --gpu-memory {gpu_memory} leave "
                 f"room for the weights and a --max-length of {policy.max_length} tokens?"
             ) from error
-        torch.set_num_threads = (
-            set_num_threads  # on a CPU vLLM replaces it by one that does nothing
-        )
+        # On a CPU vLLM replaces it by one that does nothing.
+        torch.set_num_threads = set_num_threads
 
         self.thread = ThreadPoolExecutor(
             1, "vllm", initializer=self.prepare_thread, initargs=(num_threads,)

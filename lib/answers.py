@@ -1,4 +1,4 @@
-"""What a reply commits to: the answer in its last box, or its last program.
+"""What a reply commits to: its last box, else its last line "Answer: ..."; or its last program.
 
 Never a number in prose, and boxes are not de-duplicated: "42, 17, 42" is 42 (trap 4).
 

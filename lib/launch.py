@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 import tasks
+from config import EXECUTION_TOKENS
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
@@ -27,7 +28,6 @@ from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
 
 EXECUTION_SECONDS = 1800.0  # max time of one execution, waiting for the engine included
-EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
 
 # What may change when a run is resumed: nothing that changes what it learns.
 FREE_FLAGS = {
@@ -170,7 +170,8 @@ def check_infrastructure(trees: list[Tree], trainer) -> None:
 
 
 def go_on(out: pathlib.Path) -> str:
-    return f"go on with: python train.py --out {out} --resume"
+    command = "python" if distributed.world_size() == 1 else "torchrun ..."
+    return f"go on with: {command} train.py --out {out} --resume"
 
 
 def describe(trainer, sandbox) -> str:

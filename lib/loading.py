@@ -1,4 +1,4 @@
-"""Loading: a tokenizer and a model from a folder, the Hub, or a GGUF file; a run's policy.
+"""Loading: a tokenizer and a model from a folder, the Hub, or a GGUF file.
 
 Test: `pytest tests/test_policy.py`. Read next: attention.py.
 """

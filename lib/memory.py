@@ -21,6 +21,7 @@ Test: `pytest tests/test_memory.py`. Read next: ../docs/scale.md.
 import re
 from dataclasses import dataclass
 
+from config import EXECUTION_TOKENS
 from lib import cli
 from lib.errors import UserError
 from policy import CHUNK_LOGITS
@@ -232,7 +233,8 @@ def report(config) -> str:
     ranks, gpu_gb = parse_gpus(config.dry_run)
     plan = Plan(config, shape_of(config.model), ranks, gpu_gb * GB)
     Q, M, N = config.questions, config.designs, config.executions
-    tokens = Q * M * (config.design_tokens + N * config.max_calls * config.reply_tokens)
+    execution_tokens = min(config.max_calls * config.reply_tokens, EXECUTION_TOKENS)
+    tokens = Q * M * (config.design_tokens + N * execution_tokens)
     lines = [
         f"{config.model}: {plan.shape.parameters / 1e9:.2f}B parameters, "
         f"{'bfloat16' if plan.bf16 else 'float32'}, {ranks} GPU(s) of {gpu_gb:g} GB; "

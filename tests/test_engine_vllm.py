@@ -1,5 +1,5 @@
 """vLLM in this process: its samples, its log-probabilities, its weights. In an environment of its
-own (the README has the command), on a CPU."""
+own (docs/scale.md has the command), on a CPU."""
 
 import asyncio
 import random
