@@ -110,9 +110,12 @@ def load_dtype(name: str):
 
 
 def share_cores() -> None:
-    """Divide the CPU cores among the ranks of this machine. OMP_NUM_THREADS overrides it."""
+    """Divide the CPU cores among the ranks of this machine.
+
+    With one rank OMP_NUM_THREADS overrides it. Of several, torchrun sets it, if nobody did.
+    """
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if "OMP_NUM_THREADS" not in os.environ or num_ranks > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_ranks))

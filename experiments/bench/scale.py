@@ -143,10 +143,8 @@ def measure_ranks(folder: pathlib.Path, num_rounds: int) -> None:
 def train_on_ranks(num_ranks: int, num_questions: int, out: pathlib.Path) -> None:
     """A run of a few steps, in a process per rank."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc_per_node", str(num_ranks), "--no-python"]
-    # Without the launcher's mark train.py keeps to OMP_NUM_THREADS; else it takes all cores.
-    launcher += ["env", "--unset=TORCHELASTIC_RUN_ID"]
-    run = [sys.executable, str(cli.ROOT / "train.py")]
+    launcher += ["--nproc_per_node", str(num_ranks)]
+    run = [str(cli.ROOT / "train.py")]
     run += ["--questions", str(num_questions), "--steps", str(NUM_STEPS), "--out", str(out)]
     run += ["--eval-size", "2", "--eval-every", "0"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
