@@ -10,7 +10,6 @@ import datetime
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import state_dict as dcp
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -114,6 +113,8 @@ def gather_state(model, optimizer, is_sharded: bool) -> dict:
         tensor = full_tensor(part.detach())
         if dist.get_rank() == 0:
             weights[name] = tensor.cpu()
+    from torch.distributed.checkpoint import state_dict as dcp  # takes a second to import
+
     options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimizer_state = dcp.get_optimizer_state_dict(model, optimizer, options=options)
     return {"weights": weights, "optimizer": optimizer_state}
@@ -124,5 +125,7 @@ def restore_optimizer(model, optimizer, optimizer_state: dict, is_sharded: bool)
     if not is_sharded:
         optimizer.load_state_dict(optimizer_state)
         return
+    from torch.distributed.checkpoint import state_dict as dcp
+
     options = dcp.StateDictOptions(full_state_dict=True)
     dcp.set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)

@@ -14,7 +14,9 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(2)
+# Two tests run at the same time on two cores (README.md).
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 # Also where a shell started the tests in the background: what they start can be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,12 +46,19 @@ needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the folder ../shared with real data is not beside the checkout"
 )
 
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SMALL_RUN = [
     *("--questions", "6", "--designs", "2", "--executions", "2"),
     *("--eval-size", "2", "--phase-steps", "2"),
 ]
 QUESTION = Question("q", "What is 6 * 7?", "42", family="compute")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "alone: counts the machine's processes or holds a time limit, so that nothing may run "
+        "beside it",
+    )
 
 
 class Scripted:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ONE_THREAD, ROOT, SMALL_RUN, lines
+from conftest import ROOT, SMALL_RUN, lines
 from safetensors.torch import load_file
 
 
@@ -16,7 +16,6 @@ def start(*arguments, launcher=(), flags=SMALL_RUN):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ONE_THREAD,
     )
 
 

@@ -12,6 +12,8 @@ import tempfile
 import pytest
 from conftest import ROOT, SHARED
 
+pytestmark = pytest.mark.alone
+
 NOBODY = 65534
 FILES = ("sandbox.py", "data_types.py", "mas.py", "tests/attacks.py", "tests/attack_harness.py")
 FOLDERS = ("jail", "benchmarks", "lib")

@@ -9,6 +9,7 @@ import resource
 import socket
 import types
 
+import pytest
 from conftest import ROOT  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from lib.errors import ProtocolError
 from lib.messages import parse_ask
 from sandbox import Limits, Sandbox, Session
+
+pytestmark = pytest.mark.alone
 
 BATCH, BATCHES = (
     100,

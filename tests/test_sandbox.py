@@ -2,6 +2,7 @@
 nothing is left behind."""
 
 import asyncio
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -16,6 +17,8 @@ import sandbox as module
 from benchmarks.code_grading import call, encode
 from lib.errors import ProtocolError, SandboxError
 from sandbox import MAX_MESSAGE_BYTES, Limits, Sandbox, parse_message
+
+pytestmark = pytest.mark.alone
 
 
 def works(level):
@@ -763,13 +766,13 @@ def test_the_command(tmp_path):
 @needs_shared
 def test_the_command_on_every_attack():
     """Whatever the file does: one JSON object, exit code 0."""
-    for path in sorted((SHARED / "attacks").glob("*.py")):
-        process = command(path, "--wall", 0.3)
-        assert (
-            process.returncode == 0
-            and json.loads(process.stdout)["status"]
-            and process.stderr == ""
-        ), path
+    paths = sorted((SHARED / "attacks").glob("*.py"))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        processes = list(pool.map(lambda path: command(path, "--wall", 0.3), paths))
+    for path, process in zip(paths, processes, strict=True):
+        assert process.returncode == 0, path
+        assert json.loads(process.stdout)["status"], path
+        assert process.stderr == "", path
 
 
 def test_check_says_which_level_works():

@@ -2,8 +2,10 @@
 
     python -m experiments.bench.rollout --questions 24
     python -m experiments.bench.rollout --engine vllm --questions 24
-    python -m experiments.bench.rollout --model DIR --tasks rg:chain_sum --reply-tokens 64 \\
-        --questions 4 --designs 4 --executions 4 --rounds 3    a pretrained model
+    python -m experiments.bench.rollout --model DIR --tasks rg:chain_sum --fixed-design debate \\
+        --questions 4 --designs 4 --executions 4 --reply-tokens 64 --rounds 3
+
+The last one is for a pretrained model, which writes no designs before a cold start.
 
 Every round grows the trees of the questions: designs, scripts in sandboxes, tools, graders. The
 requests that reach the engine are recorded. Then the same engine gets the same requests (prompts,
@@ -27,9 +29,11 @@ import torch
 
 import tasks
 from data_types import Budget, Completion
+from designer import FIXED_DESIGNS
 from engines import open_engine
 from executor import Runtime
 from lib import cli
+from lib.errors import UserError
 from policy import Policy
 from rollout import Rollout
 from sandbox import Sandbox
@@ -46,6 +50,7 @@ class Config:
     questions: int = 12  # number of questions
     designs: int = 8  # designs per question
     executions: int = 4  # executions per design
+    fixed_design: str | None = None  # hand-written design that is run instead of a sampled one
     design_tokens: int = 96  # max new tokens per design
     reply_tokens: int = 48  # max new tokens per agent reply
     rounds: int = 5  # number of rounds that count
@@ -104,7 +109,9 @@ async def measure_round(config: Config, policy, engine, sandbox, number: int):
     rollout = Rollout(runtime, design_tokens=config.design_tokens)
     seed = ("bench", number)
 
-    trees = rollout.rollout(questions, config.designs, config.executions, seed)
+    trees = rollout.rollout(
+        questions, config.designs, config.executions, seed, FIXED_DESIGNS.get(config.fixed_design)
+    )
     tree_speed = await measure(engine, trees)
     await forget_prefixes(engine, policy)
     samples = [engine.sample(*request) for request in recorder.requests]
@@ -151,6 +158,8 @@ async def measure_rounds(config: Config) -> None:
 
 def main(argv: list[str]) -> None:
     config = cli.flags(Config, argv, "Time the rollout and its engine alone.")
+    if config.fixed_design is not None and config.fixed_design not in FIXED_DESIGNS:
+        raise UserError(f"--fixed-design {config.fixed_design}: one of {', '.join(FIXED_DESIGNS)}")
     torch.set_num_threads(config.threads)
     asyncio.run(measure_rounds(config))
 
