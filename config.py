@@ -66,6 +66,7 @@ class Config:
     gpu_memory: float = 0.5  # share of the GPU's memory that vllm takes while it samples
     sandbox: Literal["auto", "namespaces", "landlock", "none"] = "auto"
     """Isolation of scripts and tools. auto: the best that works here, but never none."""
+    skip_check: bool = False  # no check that sampler, trainer and the model itself agree
     data_dir: str | None = None  # folder with local files of the published sets
     seed: int = 0  # random seed for questions, sampling and initialisation
     dry_run: str = ""  # GPUs and their memory, such as 8x80: print what the run needs, and stop

@@ -46,7 +46,9 @@ from lib.cli import log
 from lib.errors import SandboxError, UserError
 from lib.files import atomic_write
 from lib.metrics import eval_score
+from lib.model_check import check_model
 from lib.statistics import Result, record, summarise, table, unique_name
+from lib.ways import FAST
 from policy import Policy
 from rollout import Rollout, stack_rewards
 from sandbox import Sandbox
@@ -95,6 +97,7 @@ class Config:
     sandbox: Literal["auto", "namespaces", "landlock", "none"] = "auto"
     """Isolation of scripts and tools. auto: the best that works here, but never none."""
     seed: int = 0  # random seed for questions and sampling
+    skip_check: bool = False  # no check that sampler and model agree
 
 
 async def majority(rollout: Rollout, question: Question, executions) -> str | None:
@@ -258,12 +261,8 @@ async def run(config: Config) -> list[Result]:
 
         engine = policy = ChatEngine(config.url, config.model)
     else:
-        policy = load_policy(config, config.model)
-        engine = open_engine(config.engine, policy, gpu_memory=config.gpu_memory)
-    designer = None
-    if config.designer:
-        designer_policy = load_policy(config, config.designer)
-        designer = open_engine("hf", designer_policy), designer_policy
+        engine, policy = await load(config, config.model, config.engine)
+    designer = await load(config, config.designer, "hf") if config.designer else None
 
     budget = Budget(calls=config.max_calls, reply_tokens=config.reply_tokens)
     results = []
@@ -296,9 +295,16 @@ async def run(config: Config) -> list[Result]:
     return results
 
 
-def load_policy(config: Config, model: str) -> Policy:
+async def load(config: Config, model: str, kind: str) -> tuple:
+    """(engine, policy) of a model in this process. Raises UserError."""
     path = cli.model_path(model)
-    return Policy(path, cli.load_device(), config.max_length, cli.load_dtype(config.dtype))
+    policy = Policy(path, cli.load_device(), config.max_length, cli.load_dtype(config.dtype))
+    engine = open_engine(kind, policy, gpu_memory=config.gpu_memory)
+    if not config.skip_check:
+        said = await check_model(policy, engine)
+        if policy.way is not FAST:
+            log.info(f"{model}: {said}")
+    return engine, policy
 
 
 async def ask(config: Config, rollout: Rollout) -> None:

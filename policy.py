@@ -5,21 +5,22 @@
     logprobs_K, entropy_K = CompletionLogprobs(policy)(collate(samples, policy.pad_id))
 
 Rendering is the only way from text to tokens. Sampling is engines/. Shapes: B rows, T positions, V
-vocabulary, H hidden size, K completion tokens of the batch.
+vocabulary, H hidden size, K completion tokens.
 
 Test: `pytest tests/test_policy.py`. Read next: sandbox.py.
 """
 
 import pathlib
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from data_types import Sample
+from lib.chat import ChatTemplate
 from lib.loading import load_model, special_ids
+from lib.ways import FAST, Head, context_length, text_config
 
 CHUNK_LOGITS = 1 << 26  # logits that exist at the same time in training: 256 MiB in fp32
 
@@ -47,29 +48,18 @@ class Policy:
         weights_dtype = torch.promote_types(dtype, torch.float32)
         self.tokenizer, self.model = load_model(path, weights_dtype)
         self.model.to(load_device or device).eval()
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        limit = context_length(self.model)
         self.max_length = min(limit, max_length or limit)
-        self.end_ids, self.pad_id = special_ids(self.tokenizer, self.model)
+        self.way, self.note = FAST, "unchecked"  # lib/model_check.py
+        self.chat = ChatTemplate(path, self.tokenizer)
+        self.end_ids, self.pad_id = special_ids(path, self.tokenizer, self.model, self.chat)
 
     def render(self, messages: list[dict]) -> tuple[int, ...]:
         """The token ids of a conversation, up to where the assistant speaks next.
 
         No thinking, as in the paper's runs.
         """
-        return self._render(tuple((m["role"], m["content"]) for m in messages))
-
-    @lru_cache(maxsize=4096)  # the designs of a question, and the agents of a vote, ask the same
-    def _render(self, conversation) -> tuple[int, ...]:
-        messages = [{"role": role, "content": content} for role, content in conversation]
-        return tuple(
-            self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-                enable_thinking=False,
-            )
-        )
+        return self.chat.to_ids(tuple((m["role"], m["content"]) for m in messages))
 
     def text(self, ids) -> str:
         """What a completion says: its text without special tokens."""
@@ -128,7 +118,8 @@ class CompletionLogprobs(torch.nn.Module):
         super().__init__()
         self.model = model or policy.model
         self.dtype = policy.dtype
-        self.chunk = max(16, CHUNK_LOGITS // self.model.config.vocab_size)  # positions at a time
+        self.head = Head(self.model)
+        self.chunk = max(16, CHUNK_LOGITS // text_config(self.model).vocab_size)  # positions
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """logprobs_K, and entropy_K of the distributions (without gradient)."""
@@ -142,12 +133,12 @@ class CompletionLogprobs(torch.nn.Module):
             ).last_hidden_state
             hidden_K_H = hidden_B_T_H.flatten(0, 1)[batch.source_K]
             chunks = zip(hidden_K_H.split(self.chunk), batch.target_K.split(self.chunk))
-            parts = [checkpoint(self.head, *chunk, use_reentrant=False) for chunk in chunks]
+            parts = [checkpoint(self.score, *chunk, use_reentrant=False) for chunk in chunks]
         logprobs, entropies = zip(*parts)
         return torch.cat(logprobs), torch.cat(entropies)
 
-    def head(self, hidden_K_H, target_K):
-        logits_K_V = self.model.get_output_embeddings()(hidden_K_H)
+    def score(self, hidden_K_H, target_K):
+        logits_K_V = self.head(hidden_K_H)
         dtype = torch.promote_types(logits_K_V.dtype, torch.float32)  # bf16 is too coarse for log p
         logprobs_K_V = log_softmax(logits_K_V, dim=-1, dtype=dtype)
         with torch.no_grad():

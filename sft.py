@@ -31,12 +31,15 @@ import tasks
 from data_types import Budget, Sample, Tree
 from designer import designer_messages
 from engines import open_engine
+from engines.hf import HFEngine
 from executor import Runtime
 from lib import cli
 from lib.cli import log
 from lib.errors import SandboxError, UserError
 from lib.files import atomic_write, read_jsonl
-from lib.prefix_sharing import collate_rows, make_row, micro_batches, share_prefixes
+from lib.model_check import check_model
+from lib.prefix_sharing import collate_rows, make_row, make_rows, micro_batches
+from lib.ways import set_training
 from policy import CompletionLogprobs, Policy
 from rollout import Rollout
 from sandbox import Sandbox
@@ -77,6 +80,7 @@ class Config:
     max_length: int = 8192  # max tokens per sample; longer ones are left out, and counted
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Precision of the forward pass. auto: bfloat16 on a GPU, else float32."""
+    skip_check: bool = False  # no check that sampler, trainer and the model itself agree
     seed: int = 0  # random seed
 
 
@@ -91,7 +95,7 @@ def fine_tune(policy: Policy, samples: list[Sample], config) -> list[float]:
     rng = random.Random(f"fine-tune {config.seed}")
     model = CompletionLogprobs(policy)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.01)
-    policy.model.train()
+    set_training(policy.model, False)  # no dropout
     losses = []
     batches = []
     bar = tqdm(range(config.steps), desc="fine-tune", mininterval=2)
@@ -107,7 +111,6 @@ def fine_tune(policy: Policy, samples: list[Sample], config) -> list[float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
-    policy.model.eval()
     return losses
 
 
@@ -125,8 +128,7 @@ def accumulate_gradient(policy: Policy, model, samples: list[Sample], max_tokens
     if len(samples) * max(len(sample) for sample in samples) <= max_tokens:
         parts = [[make_row([sample]) for sample in samples]]
     else:
-        rows = share_prefixes(samples, max_tokens, policy.model.config.hidden_size)
-        parts = micro_batches(rows, max_tokens)
+        parts = micro_batches(make_rows(samples, max_tokens, policy), max_tokens)
     num_tokens = sum(len(sample.completion_ids) for sample in samples)
     total = 0.0
     for rows in parts:
@@ -193,6 +195,8 @@ def train(config: Config) -> None:
         rows = read_samples(pathlib.Path(config.data))
     model = cli.model_path(config.model or "tiny")
     policy = Policy(model, cli.load_device(), dtype=cli.load_dtype(config.dtype))
+    if not config.skip_check:
+        asyncio.run(check_model(policy, HFEngine(policy)))
     samples = encode(policy, rows, config.max_length)
     if not samples:
         raise UserError(f"--data {config.data}: no sample is left")
@@ -269,6 +273,8 @@ async def collect(config: Config, out: pathlib.Path) -> int:
         path = cli.model_path(config.teacher)
         policy = Policy(path, cli.load_device(), dtype=cli.load_dtype(config.dtype))
         engine = open_engine(config.engine, policy, gpu_memory=0.8)
+        if not config.skip_check:
+            await check_model(policy, engine)
     todo = [question for question in questions if question.id not in done]
     failure = ""
     async with Sandbox() as sandbox:

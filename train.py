@@ -41,6 +41,7 @@ from lib.distributed import all_gather, all_reduce_max, all_reduce_sum, world_si
 from lib.heldout import evaluate_heldout
 from lib.prefix_sharing import MicroBatch, make_micro_batches
 from lib.records import Records
+from lib.ways import set_training
 from policy import CompletionLogprobs, Policy
 from rollout import Rollout, stack_rewards
 from sandbox import Sandbox
@@ -82,22 +83,20 @@ class Learner:
             return {**stats.means(0, 0), "grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
 
         # A backward pass is collective: every rank has to make the same number of them.
-        hidden_size = self.policy.model.config.hidden_size
-        micro_batches = make_micro_batches(samples, self.max_tokens, hidden_size)
+        micro_batches = make_micro_batches(samples, self.max_tokens, self.policy)
         num_passes = int(all_reduce_max(len(micro_batches)))
         pad = (self.policy.pad_id,)
         empty = MicroBatch([Sample(pad, pad, (0.0,), 0.0, "executor")])
         micro_batches += [empty] * (num_passes - len(micro_batches))
 
-        # transformers checkpoints activations in training mode only; there is no dropout.
-        self.policy.model.train(self.config.checkpointing)
+        set_training(self.policy.model, self.config.checkpointing)
         uses_ddp = isinstance(self.model, DistributedDataParallel)
         for i, micro_batch in enumerate(micro_batches):
             # DDP exchanges gradients once, in the last backward pass.
             is_last = i == num_passes - 1
             with self.model.no_sync() if uses_ddp and not is_last else contextlib.nullcontext():
                 self.accumulate_gradient(micro_batch, num_tokens, stats)
-        self.policy.model.eval()
+        set_training(self.policy.model, False)
 
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), GRAD_CLIP)
         grad_norm = distributed.full_tensor(norm).item()
@@ -162,7 +161,7 @@ class Trainer:
         self.questions, self.heldout_questions = launch.load_questions(config, TRAIN_QUESTIONS)
         self.learners = []
         for roles, folder in checkpoint.folders(out, config).items():
-            policy, engine = launch.load(config, folder, device)
+            policy, engine = launch.load(config, folder, device, self.questions)
             learner = Learner(config, policy, engine, roles)
             self.learners.append(learner)
             if folder:

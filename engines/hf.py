@@ -185,14 +185,18 @@ def decode(policy, requests: list[Request], model=None):
     """
     model = model or policy.model
     device = policy.device
-    prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
-    out, mask_B_T = prefill(model, prompts, policy.pad_id, device)
-    rows = [prompts.index(request.prompt_ids) for request in requests]
-    rows_B = torch.tensor(rows, device=device)
-    logits_B_V = out.logits[rows_B, -1]
-    mask_B_T = mask_B_T[rows_B]
+    prompts = [request.prompt_ids for request in requests]
+    if not policy.way.own_cache:
+        prompts = list(dict.fromkeys(prompts))
+    out, mask_B_T = prefill(policy, model, prompts)
+    logits_B_V = out.logits[:, -1]
     cache = out.past_key_values
-    cache.batch_select_indices(rows_B)
+    if not policy.way.own_cache:
+        rows = [prompts.index(request.prompt_ids) for request in requests]
+        rows_B = torch.tensor(rows, device=device)
+        logits_B_V = logits_B_V[rows_B]
+        mask_B_T = mask_B_T[rows_B]
+        cache.batch_select_indices(rows_B)
 
     temperature_B = torch.tensor([request.temperature for request in requests], device=device)
     uniform_B_T = uniforms(requests).to(device)
@@ -225,7 +229,8 @@ def decode(policy, requests: list[Request], model=None):
         if not alive:
             return
         mask_B_T = torch.cat([mask_B_T, mask_B_T.new_ones(len(mask_B_T), 1)], dim=1)
-        if len(alive) <= len(row_requests) - len(row_requests) // 2:
+        is_half = len(alive) <= len(row_requests) - len(row_requests) // 2
+        if is_half and not policy.way.own_cache:
             keep_B = torch.tensor(alive, device=device)
             cache.batch_select_indices(keep_B)
             row_requests = [row_requests[row] for row in alive]
@@ -272,26 +277,27 @@ def sample_tokens(logits_B_V, temperature_B, uniform_B):
     return token_B, logprobs_B_V.gather(-1, token_B[:, None]).squeeze(-1)
 
 
-def prefill(model, prompts: list[tuple[int, ...]], pad_id: int, device):
+def prefill(policy, model, prompts: list[tuple[int, ...]]):
     """The model's output at the end of each prompt, with its cache, and the mask (B, T).
 
     What all prompts begin with (the blocks' documentation, in those of a designer) is computed
     once.
     """
+    device = policy.device
     shared = 0
-    if len(prompts) > 1:
+    if len(prompts) > 1 and policy.way.share_prefixes:
         shortest = min(len(prompt) for prompt in prompts)
         shared = min(len(os.path.commonprefix(prompts)), shortest - 1)
         if shared < MIN_SHARED_PREFIX:
             shared = 0
-    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    cache = None if policy.way.own_cache else Cache(layer_class_to_replicate=GrowingLayer)
     if shared:
         prefix = torch.tensor([prompts[0][:shared]], device=device)
         model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(len(prompts))
 
     rest = [prompt[shared:] for prompt in prompts]
-    ids_B_T, mask_B_T = pad_left(rest, pad_id, device)
+    ids_B_T, mask_B_T = pad_left(rest, policy.pad_id, device)
     position_B_T = (mask_B_T.cumsum(dim=-1) - 1).clamp(min=0) + shared
     mask_B_T = torch.cat([mask_B_T.new_ones(len(prompts), shared), mask_B_T], dim=1)
     out = model(

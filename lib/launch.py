@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import signal
+import tempfile
 import time
 from dataclasses import asdict, fields, replace
 
@@ -24,6 +25,7 @@ from lib import checkpoint, cli, distributed
 from lib.cli import flag_name, log
 from lib.errors import EngineError, SandboxError, UserError
 from lib.files import atomic_write, complete_lines
+from lib.model_check import check_designer_prompt, check_model
 from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
 
@@ -41,6 +43,7 @@ FREE_FLAGS = {
     "checkpointing",
     "gpu_memory",
     "dry_run",
+    "skip_check",
 }
 
 
@@ -126,7 +129,7 @@ def load_questions(config, num_questions: int) -> tuple[list[Question], list[Que
     return questions, heldout_questions
 
 
-def load(config, folder: pathlib.Path | None, device: str) -> tuple:
+def load(config, folder: pathlib.Path | None, device: str, questions: list[Question]) -> tuple:
     """(policy, engine): from a checkpoint's folder, or as --model has it. Raises UserError."""
     if folder:
         checkpoint.read(folder)  # a corrupt one is said before a model is loaded
@@ -138,10 +141,26 @@ def load(config, folder: pathlib.Path | None, device: str) -> tuple:
         dtype=cli.load_dtype(config.dtype),
         load_device="cpu" if is_sharded else None,
     )
+    if config.fixed_design is None:
+        check_designer_prompt(policy, questions)
+    if int(os.environ.get("RANK", 0)) == 0:
+        check_saving(policy, pathlib.Path(config.out))
     # The engine comes first: the learner divides the weights.
     engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
+    if not config.skip_check:
+        policy.note = asyncio.run(check_model(policy, engine, config.checkpointing))
     torch.manual_seed(config.seed)
     return policy, engine
+
+
+def check_saving(policy: Policy, out: pathlib.Path) -> None:
+    """Save the model once before the first step, not after a night. Raises UserError."""
+    try:
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            policy.save(pathlib.Path(folder))
+    except Exception as error:  # boundary: a config that is refused, a full disk, ...
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"--model {policy.path}: cannot be saved in {out} ({problem})") from None
 
 
 def load_reference(config, policy: Policy) -> torch.nn.Module:
@@ -182,7 +201,7 @@ def describe(trainer, sandbox) -> str:
     return (
         f"sandbox {sandbox.level}{why_not}, {distributed.world_size()} rank(s) on {policy.device}, "
         f"{num_parameters / 1e6:.2f}M parameters, {len(trainer.questions)} training and "
-        f"{len(trainer.heldout_questions)} held-out questions"
+        f"{len(trainer.heldout_questions)} held-out questions; {policy.note}"
     )
 
 
@@ -261,6 +280,12 @@ def check(config, world: int) -> None:
                 f"--fixed-design {config.fixed_design}: has to be one of {names}, "
                 "and needs --stage executor, as nobody designs"
             )
+    if config.designs * config.executions == 1:
+        raise UserError("--designs 1 --executions 1: a group of one teaches nothing")
+    if config.stage == "designer" and config.designs == 1:
+        raise UserError("--designs 1 --stage designer: a group of one design teaches nothing")
+    if config.stage != "designer" and config.executor_group == "design" and config.executions == 1:
+        raise UserError("--executor-group design --executions 1: a group of one teaches nothing")
     if config.policies == "two" and (config.engine != "hf" or config.shard):
         raise UserError("--policies two: works with --engine hf and without --shard")
     if config.questions % world:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import lib.attention  # noqa: F401 - registers the attention that the models are loaded with
+from lib.cli import log
 from lib.errors import UserError
 
 
@@ -25,13 +26,18 @@ def load_model(path: str, dtype: torch.dtype):
     if is_gguf:
         source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=dtype, attn_implementation="grouped"
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            **source,
+            dtype=dtype,
+            attn_implementation="grouped",
+            trust_remote_code=False,  # nothing prompts, and no code comes with a model
+            output_loading_info=True,
         )
     except Exception as error:  # boundary: the loaders raise what they like on a bad folder
         problem = " ".join(str(error).split())[:160]
         raise UserError(f"--model {path}: cannot be loaded ({problem})") from error
+    check_complete(path, info)
     if is_gguf:
         # It was read as plain numbers: what it was quantised with does not belong to it any more.
         del model.config.quantization_config
@@ -41,14 +47,44 @@ def load_model(path: str, dtype: torch.dtype):
         raise UserError(
             f"--model {path}: its tokenizer has no chat template; use an instruct model"
         )
+    freeze_other_modalities(model)
     return tokenizer, model
 
 
-def special_ids(tokenizer, model) -> tuple[frozenset[int], int]:
-    """(the tokens that end a completion, the token that fills up rows)."""
-    eos_id = tokenizer.eos_token_id
-    end_ids = model.generation_config.eos_token_id or eos_id
-    if not isinstance(end_ids, list):
-        end_ids = [end_ids]
-    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return frozenset(end_ids) | {eos_id}, pad_id
+def check_complete(path: str, info: dict) -> None:
+    """Refuse a checkpoint that leaves weights to chance. info: transformers' loading info."""
+    missing, unexpected = (sorted(info[f"{kind}_keys"])[:3] for kind in ("missing", "unexpected"))
+    if missing:
+        instead = f", but has {', '.join(unexpected)}" if unexpected else ""
+        raise UserError(
+            f"--model {path}: has no weights for {', '.join(missing)}{instead}: random ones"
+        )
+
+
+def freeze_other_modalities(model) -> None:
+    """A vision or audio tower gets no gradient from text: AdamW would only let it decay."""
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    of_text = {id(p) for part in parts if part is not None for p in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in of_text)
+
+
+def special_ids(path: str, tokenizer, model, chat) -> tuple[frozenset[int], int]:
+    """(the tokens that end a completion, the token that fills up rows). Raises UserError.
+
+    A chat tune of a base model may end its turns with a token that its config does not name: it
+    ends a completion, too.
+    """
+    named = model.generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    end_ids = frozenset(id for id in (*named, tokenizer.eos_token_id) if id is not None)
+    turn_end = chat.turn_end(end_ids)
+    if turn_end is not None:
+        names = " ".join(tokenizer.convert_ids_to_tokens(sorted(end_ids)))
+        new_name = tokenizer.convert_ids_to_tokens(turn_end)
+        log.info(f"--model {path}: its turns end in {new_name}, not in {names or 'none'}: both end")
+        end_ids |= {turn_end}
+    if not end_ids:
+        raise UserError(f"--model {path}: no end token, neither in its config nor in its template")
+    pad_id = tokenizer.pad_token_id
+    return end_ids, min(end_ids) if pad_id is None else pad_id

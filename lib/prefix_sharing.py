@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from data_types import Sample
+from lib.ways import text_config
 from policy import Batch, collate
 
-SHARE_PREFIXES = True  # False: a row for each sample; the same numbers for more work
 LONGEST_ROW = 4096  # tokens of a row of several samples: its mask is T x T
 
 
@@ -160,11 +160,15 @@ class MicroBatch:
         return collate_kind(self.rows, pad_id, device)
 
 
-def make_micro_batches(
-    samples: list[Sample], max_tokens: int, hidden_size: int
-) -> list[MicroBatch]:
+def make_rows(samples: list[Sample], max_tokens: int, policy) -> list[Row]:
+    """Rows of at most max_tokens tokens, with shared prefixes if the model can be so computed."""
+    if not policy.way.share_prefixes:
+        return [make_row([sample]) for sample in samples]
+    hidden_size = text_config(policy.model).hidden_size
+    return share_prefixes(samples, max_tokens, hidden_size)
+
+
+def make_micro_batches(samples: list[Sample], max_tokens: int, policy) -> list[MicroBatch]:
     """Samples in micro-batches of at most max_tokens padded tokens."""
-    rows = samples
-    if SHARE_PREFIXES:
-        rows = share_prefixes(samples, min(max_tokens, LONGEST_ROW), hidden_size)
+    rows = make_rows(samples, min(max_tokens, LONGEST_ROW), policy)
     return [MicroBatch(group) for group in micro_batches(rows, max_tokens)]

@@ -120,10 +120,6 @@ def test_flags_that_the_readme_mentions_exist():
     assert mentioned - flags <= {"--extra-index-url", "--check"}
 
 
-def test_the_trainer_has_at_most_36_flags():
-    assert len(dataclasses.fields(Config)) <= 36
-
-
 # ----------------------------------------------------------------------------------------- metrics
 
 

@@ -16,11 +16,14 @@ from sandbox import Sandbox
 
 # Bottom to top. A file imports only files of the lines above its own, also inside functions.
 LAYERS = """
-data_types credit mas config lib/answers lib/attention lib/distributed lib/errors jail/isolation
-designer lib/checkpoint lib/cli lib/files lib/loading lib/messages lib/metrics jail/seccomp
+data_types credit mas config lib/answers lib/attention lib/distributed lib/errors
+lib/ways jail/isolation
+designer lib/chat lib/checkpoint lib/cli lib/files lib/messages lib/metrics jail/seccomp
+lib/loading
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/heldout lib/plots lib/statistics jail/child
 sandbox lib/memory lib/prefix_sharing jail/server
+lib/model_check
 benchmarks/code_grading
 benchmarks/datasets lib/tools
 executor tasks
@@ -136,7 +139,7 @@ def test_a_step_goes_through_these(tmp_path):
                 for module in (sys, threading):
                     module.setprofile(None)
 
-    config = Config(questions=3, designs=2, steps=0, eval_size=1)
+    config = Config(questions=3, designs=2, steps=0, eval_size=1, out=str(tmp_path))
     trainer = train.Trainer(config, tmp_path, rank=0, device="cpu")
     asyncio.run(one_step())
     trainer.records.close()

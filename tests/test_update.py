@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, learner
 
 from data_types import Sample
-from lib import prefix_sharing
+from lib.ways import Way
 from policy import collate
 
 
@@ -60,11 +60,12 @@ def test_micro_batches_do_not_change_the_update():
     assert one["grad_norm"] == pytest.approx(eight["grad_norm"], rel=1e-4)
 
 
-def test_shared_prefixes_do_not_change_the_update(monkeypatch):
-    """Rows that share prefixes, and the plain padded rows of policy.collate."""
+def test_shared_prefixes_do_not_change_the_update():
+    """Rows that share prefixes, and a row for each sample."""
     shared = learner().update(batch(ADVANTAGES))
-    monkeypatch.setattr(prefix_sharing, "SHARE_PREFIXES", False)
-    plain = learner().update(batch(ADVANTAGES))
+    subject = learner()
+    subject.policy.way = Way("plain", share_prefixes=False)
+    plain = subject.update(batch(ADVANTAGES))
     for name in ("loss", "grad_norm", "entropy", "mismatch_mean"):
         assert plain[name] == pytest.approx(shared[name], rel=1e-4), name
     assert plain["trained_tokens"] == shared["trained_tokens"]

@@ -1,0 +1,90 @@
+"""The chat template: the only way from a conversation to tokens.
+
+A template may refuse or drop a system message (Gemma 1 and 2): then its text goes in front of the
+first user turn. Text that spells a control token, such as <|im_end|>, is tokenised as text, so that
+no question and no agent can speak as another.
+
+Test: `pytest tests/test_chat.py`. Read next: ways.py.
+"""
+
+import re
+from functools import lru_cache
+
+from jinja2 import TemplateError
+
+from lib.errors import UserError
+
+MARK = "\ue000"  # a private character: marks where a text spells a control token
+PROBE = {"system": "Be brief.", "user": "Which number?", "assistant": "It is seven."}
+
+
+class ChatTemplate:
+    """Renders conversations for one tokenizer."""
+
+    def __init__(self, path: str, tokenizer):
+        """Raises UserError if the template can't render what agents say to each other."""
+        self.tokenizer = tokenizer
+        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        spellings = sorted(filter(None, special), key=len, reverse=True)
+        self.control = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
+        self.merges_system = False
+        self.merges_system = not self.shows("system", "user")
+        if not self.shows("system", "user", "assistant", "user"):
+            raise UserError(
+                f"--model {path}: its chat template can't render a conversation of system, user, "
+                "assistant, user"
+            )
+
+    def shows(self, *roles: str) -> bool:
+        """Whether every message of such a conversation is in what it renders to."""
+        conversation = [(role, PROBE[role]) for role in roles]
+        try:
+            text = self.to_text(conversation)
+        except (TemplateError, ValueError, TypeError):
+            return False
+        return all(content in text for _, content in conversation)
+
+    def to_text(self, conversation, add_generation_prompt: bool = True) -> str:
+        messages = [{"role": role, "content": content} for role, content in conversation]
+        if self.merges_system and len(messages) > 1 and messages[0]["role"] == "system":
+            system = messages.pop(0)["content"]
+            messages[0] = {"role": "user", "content": f"{system}\n\n{messages[0]['content']}"}
+        return self.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            enable_thinking=False,
+        )
+
+    @lru_cache(maxsize=4096)  # the designs of a question, and the agents of a vote, ask the same
+    def to_ids(self, conversation: tuple) -> tuple[int, ...]:
+        """Token ids of ((role, content), ...), up to where the assistant speaks next."""
+        spelled = []
+        mark = MARK
+        while any(mark in content for _, content in conversation):
+            mark += MARK
+
+        def hide(match) -> str:
+            spelled.append(match[0])
+            return f"{mark}{len(spelled) - 1}{mark}"
+
+        hidden = [(role, self.control.sub(hide, content)) for role, content in conversation]
+        pieces = re.split(rf"{mark}(\d+){mark}", self.to_text(hidden))
+        ids = []
+        for i, piece in enumerate(pieces):
+            is_spelled = i % 2 == 1  # re.split puts the numbers between the texts
+            text = spelled[int(piece)] if is_spelled else piece
+            ids += self.tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=is_spelled
+            )
+        return tuple(ids)
+
+    def turn_end(self, end_ids: frozenset) -> int | None:
+        """The control token that ends a turn, if the model's end tokens leave it out."""
+        conversation = [(role, PROBE[role]) for role in ("user", "assistant")]
+        text = self.to_text(conversation, add_generation_prompt=False)
+        after = text.split(PROBE["assistant"])[-1]
+        ids = self.tokenizer.encode(after, add_special_tokens=False)
+        if not ids or end_ids & set(ids) or not self.control.match(after.strip()):
+            return None
+        return self.tokenizer.encode(after.strip(), add_special_tokens=False)[0]

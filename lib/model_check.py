@@ -1,0 +1,165 @@
+"""The check of a model, when it is loaded: do sampler, trainer and the model itself agree?
+
+    sampler    log-probabilities of what the engine samples, a batch of prompts of several lengths
+    rows       the trainer's padded rows
+    tries      the trainer's rows of several samples with a common beginning
+    itself     transformers' eager forward: one sequence, no padding, no cache
+
+All in the mode in which the run trains. Where they differ from the model itself, the next of WAYS
+is tried; where none is left, the model is refused. So a policy is never trained under another
+distribution than it was sampled from.
+
+Test: `pytest tests/test_models.py`. Read next: attention.py.
+"""
+
+import asyncio
+import random
+
+import torch
+
+from data_types import Question, Sample
+from designer import designer_messages
+from lib.errors import EngineError, PromptTooLong, UserError
+from lib.prefix_sharing import collate_rows, make_row
+from lib.ways import WAYS, attention_window, set_attention, set_training, set_way
+from policy import CompletionLogprobs
+
+SHARED = 72  # tokens that all prompts begin with: enough for the sampler to share them
+LENGTHS = (1, 9, 33)  # tokens of a prompt after them
+NEW_TOKENS = 6  # sampled for each
+MAX_TOKENS = 1536  # of the longest prompt: what lies beyond it isn't tried
+MAX_GAP = 1e-3  # nats, of any token, in fp32
+MAX_MEAN_GAP_BF16 = 0.05  # nats, mean over the tokens: rounding alone is a tenth of it
+
+
+async def check_model(policy, engine, checkpointing: bool = False) -> str:
+    """Take the first way in which all agree. Returns a line about it.
+
+    Raises UserError if there is none, or if the weights or the tokenizer can't be right.
+    """
+    check_weights(policy)
+    problem = ""
+    window = attention_window(policy.model)
+    if window and policy.max_length > window:
+        # A trie and a padded prefix stretch the distances that a window is counted in. Not left to
+        # the measurement: the window may be longer than its prompts.
+        problem = f"layers see {window} tokens"
+    for way in WAYS:
+        if problem and way.share_prefixes:
+            continue
+        set_way(policy, engine, way)
+        why, gap = await disagreement(policy, engine, checkpointing)
+        if not why:
+            agree = f"sampler, trainer and the model itself agree ({gap:.1g} nats)"
+            return f"{agree}; {way.name}, as {problem}" if problem else agree
+        problem = problem or why
+    raise UserError(f"--model {policy.path}: {why}. --skip-check goes on with wrong numbers")
+
+
+def check_weights(policy) -> None:
+    """Refuse weights that are no numbers, and a tokenizer that knows more tokens than the model."""
+    for name, parameter in policy.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"--model {policy.path}: {name} has weights that are NaN or infinite")
+    num_embeddings = policy.model.get_input_embeddings().num_embeddings
+    if len(policy.tokenizer) > num_embeddings:
+        raise UserError(
+            f"--model {policy.path}: its tokenizer has {len(policy.tokenizer)} tokens, "
+            f"the model {num_embeddings}"
+        )
+
+
+def check_designer_prompt(policy, questions: list[Question]) -> None:
+    """Refuse a context that not even the shortest of some questions leaves a token in."""
+    prompts = [policy.render(designer_messages(question)) for question in questions[:20]]
+    length = min(map(len, prompts), default=0)
+    if length >= policy.max_length:
+        raise UserError(
+            f"--model {policy.path}: the designer's prompt has {length} tokens, "
+            f"and its context {policy.max_length} (--max-length)"
+        )
+
+
+async def disagreement(policy, engine, checkpointing: bool) -> tuple[str, float]:
+    """What disagrees with the model itself ("" if nothing does), and the largest difference."""
+    try:
+        gaps = await measure(policy, engine, checkpointing)
+    except (EngineError, PromptTooLong) as error:
+        return f"the sampler fails ({str(error)[:120]})", 0.0
+    except Exception as error:  # boundary: a family may raise anything where it can't do a thing
+        return f"it fails ({' '.join(str(error).split())[:120]})", 0.0
+    is_bf16 = policy.dtype == torch.bfloat16
+    sizes = {}
+    for name, gap_K in gaps.items():
+        sizes[name] = (gap_K.abs().mean() if is_bf16 else gap_K.abs().max()).item()
+    bound = MAX_MEAN_GAP_BF16 if is_bf16 else MAX_GAP
+    wrong = [f"{name} by {size:.2g}" for name, size in sizes.items() if not size <= bound]
+    if not wrong:
+        return "", max(sizes.values())
+    return f"log-probabilities differ from the model's own: {', '.join(wrong)} nats", 0.0
+
+
+async def measure(policy, engine, checkpointing: bool) -> dict[str, torch.Tensor]:
+    """Differences from the model itself, of each sampled token, by who computed them."""
+    samples = await draw_samples(policy, engine)
+    itself_K = torch.cat([own_logprobs(policy, sample) for sample in samples])
+    sampled = [logprob for sample in samples for logprob in sample.old_logprobs]
+    gaps = {"sampler": torch.tensor(sampled) - itself_K}
+
+    rows = {"rows": [make_row([sample]) for sample in samples]}
+    if policy.way.share_prefixes:
+        rows["tries"] = [make_row(samples)]
+    trainer = CompletionLogprobs(policy)
+    set_training(policy.model, checkpointing)
+    try:
+        for name in rows:
+            logprobs_K, _ = trainer(collate_rows(rows[name], policy.pad_id, policy.device))
+            gaps[name] = logprobs_K.detach().cpu() - itself_K
+    finally:
+        set_training(policy.model, False)
+    return gaps
+
+
+async def draw_samples(policy, engine) -> list[Sample]:
+    """Completions of prompts of random tokens, in lexicographic order."""
+    requests = []
+    for seed, prompt_ids in enumerate(make_prompts(policy)):
+        requests.append((prompt_ids, engine.sample(prompt_ids, NEW_TOKENS, seed)))
+    completions = await asyncio.gather(*(completion for _, completion in requests))
+    samples = []
+    for (prompt_ids, _), completion in zip(requests, completions):
+        samples.append(Sample(prompt_ids, completion.ids, completion.logprobs, 0.0, "executor"))
+    return sorted(samples, key=lambda sample: sample.prompt_ids + sample.completion_ids)
+
+
+def make_prompts(policy) -> list[tuple[int, ...]]:
+    """Two of each length: with a common beginning, and longer than any window of the model."""
+    rng = random.Random(0)
+    special = set(policy.tokenizer.all_special_ids)
+    tokens = [token for token in range(len(policy.tokenizer)) if token not in special]
+    longest = min(MAX_TOKENS, policy.max_length - NEW_TOKENS)
+    window = attention_window(policy.model)
+    shared = rng.choices(tokens, k=SHARED)
+    prompts = []
+    for length in (*LENGTHS, window + LENGTHS[-1]):
+        for _ in range(2):
+            prompts.append(tuple(shared + rng.choices(tokens, k=length))[:longest])
+    return prompts
+
+
+@torch.no_grad()
+def own_logprobs(policy, sample: Sample) -> torch.Tensor:
+    """The model's own log-probabilities of a completion: eager attention, no padding, no cache."""
+    model, way = policy.model, policy.way
+    ids = torch.tensor([sample.prompt_ids + sample.completion_ids], device=policy.device)
+    is_bf16 = policy.dtype == torch.bfloat16
+    set_attention(model, "eager")
+    try:
+        with torch.autocast(policy.device.type, policy.dtype, enabled=is_bf16):
+            logits_T_V = model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        set_attention(model, way.attention)
+    first = len(sample.prompt_ids)
+    dtype = torch.promote_types(logits_T_V.dtype, torch.float32)
+    logprobs_T_V = torch.log_softmax(logits_T_V[first - 1 : -1].to(dtype), dim=-1)
+    return logprobs_T_V.gather(-1, ids[0, first:, None]).squeeze(-1).cpu()

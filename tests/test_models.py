@@ -1,0 +1,143 @@
+"""Any family of models: sampler, trainer and the model agree, or one line says why not."""
+
+import asyncio
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT
+from families import FAMILIES, OUTCOMES, folder_name, make, table
+from safetensors.torch import load_file, save_file
+
+import train
+from engines.hf import HFEngine
+from lib import model_check
+from lib.errors import UserError
+from lib.model_check import check_model
+from lib.ways import WAYS
+from policy import Policy
+
+TWO_STEPS = [
+    *("--steps", "2", "--questions", "2", "--designs", "2", "--executions", "2"),
+    *("--eval-size", "1", "--eval-every", "0", "--stage", "both"),
+    *("--design-tokens", "32", "--reply-tokens", "16", "--max-calls", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """A folder with a random model of each family."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for family in FAMILIES:
+        make(family, folder / folder_name(family))
+    return folder
+
+
+def check(folder, checkpointing=False):
+    """(policy, what the check says)."""
+    policy = Policy(str(folder))
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy, asyncio.run(check_model(policy, HFEngine(policy), checkpointing))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", OUTCOMES)
+def test_all_agree_or_the_model_is_refused(zoo, family, checkpointing):
+    way, _ = OUTCOMES[family]
+    folder = zoo / folder_name(family)
+    if way is None:
+        with pytest.raises(UserError, match=f"--model {folder}: .*--skip-check"):
+            check(folder, checkpointing)
+        return
+    policy, said = check(folder, checkpointing)
+    assert policy.way.name == (way or WAYS[0].name)
+    assert "agree" in said and way in said
+
+
+@pytest.mark.parametrize("family", [family for family, (way, _) in OUTCOMES.items() if way])
+def test_the_fast_way_would_be_wrong(zoo, family, monkeypatch):
+    """Each that needs a safer way differs by far more than the bound, or fails, in the fast one."""
+    monkeypatch.setattr(model_check, "attention_window", lambda model: 48)
+    policy = Policy(str(zoo / folder_name(family)))
+    why, _ = asyncio.run(model_check.disagreement(policy, HFEngine(policy), False))
+    assert why
+
+
+@pytest.mark.parametrize("family", OUTCOMES)
+def test_two_steps_of_training(zoo, family, tmp_path):
+    """What is trained is what was sampled, in a whole run."""
+    folder = zoo / folder_name(family)
+    command = ["--model", str(folder), "--out", str(tmp_path / "run"), *TWO_STEPS]
+    if OUTCOMES[family][0] is None:
+        with pytest.raises(UserError):
+            train.main(command)
+        return
+    train.main(command)
+    rows = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+    assert len(rows) == 2
+    assert all(row["trained_tokens"] == 0 or row["mismatch_max"] < 1e-3 for row in rows)
+
+
+def damaged(zoo, tmp_path, change):
+    """A Llama whose weights `change` has changed."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(zoo / "Llama", folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+def rename(weights):
+    weights["transformer." + QUERY] = weights.pop(QUERY)
+
+
+def reshape(weights):
+    weights[QUERY] = weights[QUERY][:32].clone()
+
+
+def spoil(weights):
+    weights[QUERY][3, 3] = torch.nan
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (rename, f"has no weights for {QUERY}, but has transformer.{QUERY}"),
+        (reshape, "cannot be loaded"),
+        (spoil, f"{QUERY} has weights that are NaN"),
+    ],
+)
+def test_weights_that_can_not_be_right_are_refused_and_named(zoo, tmp_path, change, problem):
+    with pytest.raises(UserError, match=problem):
+        check(damaged(zoo, tmp_path, change))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(zoo):
+    policy = Policy(str(zoo / "Llama"))
+    policy.tokenizer.add_tokens([f"new-{i}" for i in range(100)])
+    with pytest.raises(UserError, match="its tokenizer has 68. tokens, the model 640"):
+        asyncio.run(check_model(policy, HFEngine(policy)))
+
+
+def test_a_context_that_the_prompt_does_not_fit_in_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"prompt has \d+ tokens, and its context 12"):
+        train.main(["--max-length", "12", "--out", str(tmp_path / "run"), *TWO_STEPS])
+
+
+def test_a_model_that_can_not_be_saved_is_refused_before_the_first_step(zoo, tmp_path):
+    folder = tmp_path / "greedy"
+    shutil.copytree(zoo / "Llama", folder)
+    config = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 1}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot be saved in .*GenerationConfig is invalid"):
+        train.main(["--model", str(folder), "--out", str(tmp_path / "run"), *TWO_STEPS])
+
+
+def test_the_table_is_in_the_docs():
+    assert table() in (ROOT / "docs" / "models.md").read_text()
