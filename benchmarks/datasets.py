@@ -632,7 +632,7 @@ def rows_of(path: pathlib.Path) -> Iterator[dict]:
                 yield from batch.to_pylist()
             return
         open_text = gzip.open if path.suffix == ".gz" else open
-        with open_text(path, "rt", encoding="utf-8") as file:
+        with open_text(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield parse_row(path, number, line)

@@ -13,6 +13,7 @@ Test: `pytest tests/test_engine_openai_api.py`. Read next: ../lib/cli.py.
 
 import asyncio
 import json
+import logging
 import os
 import random
 import time
@@ -44,6 +45,8 @@ class ChatEngine:
         """
         import openai
 
+        for name in ("httpx", "httpx2", "openai"):  # they log every request
+            logging.getLogger(name).setLevel(logging.WARNING)
         key = os.environ.get("OPENAI_API_KEY", "none")
         self.client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
         self.model = model
@@ -85,6 +88,9 @@ class ChatEngine:
                 if "context" in str(error).lower() or "maximum" in str(error).lower():
                     raise PromptTooLong(str(error)[:200]) from None
                 raise EngineError(f"the server refuses the request: {str(error)[:200]}") from None
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                problem = f"{str(error)[:200]} (OPENAI_API_KEY)"
+                raise EngineError(f"the server refuses the key: {problem}") from None
             except (
                 openai.APIError,
                 json.JSONDecodeError,
@@ -101,13 +107,16 @@ class ChatEngine:
     def completion(self, answer) -> Completion:
         choice = answer.choices[0]
         text = choice.message.content
+        is_cut = choice.finish_reason in ("length", "content_filter")
+        if text is None and is_cut:  # all of it went into thinking, or was filtered: unfinished
+            text = ""
         if not isinstance(text, str):
             raise ValueError("an answer without a text")
         count = getattr(answer.usage, "completion_tokens", None)
         if type(count) is not int or count < 0:
             count = len(text) // 4 + 1  # the server does not count: a guess
         self.tokens += count
-        return Completion((0,) * count, (), text, choice.finish_reason == "length")
+        return Completion((0,) * count, (), text, truncated=is_cut)
 
     async def sleep(self) -> None:
         raise NotImplementedError("a server's model is not trained")

@@ -89,8 +89,10 @@ def shard(module: torch.nn.Module, policy) -> torch.nn.Module:
         param_dtype=policy.dtype,
         reduce_dtype=torch.promote_types(policy.dtype, torch.float32),
     )
-    for layer in module.model.base_model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    layer_names = set(module.model._no_split_modules or ())  # transformers' own list of layers
+    for layer in list(module.model.modules()):
+        if type(layer).__name__ in layer_names:
+            fully_shard(layer, mesh=mesh, mp_policy=precision)
     # Resharded after forward, so that outside of it parameters are always parts.
     return fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
 

@@ -27,7 +27,7 @@ def read_jsonl(path: pathlib.Path, only_complete_lines: bool = False) -> list[di
     only_complete_lines: leave out a last line that a kill cut off.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a UTF-8 text file") from None
     except OSError as error:
@@ -35,7 +35,8 @@ def read_jsonl(path: pathlib.Path, only_complete_lines: bool = False) -> list[di
     if only_complete_lines:
         text = text[: text.rfind("\n") + 1]
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: U+2028 and others may stand inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             rows.append(parse_row(path, number, line))
     if not rows:
@@ -47,6 +48,9 @@ def parse_row(path: pathlib.Path, number: int, line: str) -> dict:
     """The row that a line of a JSONL file holds. Raises UserError."""
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}, line {number}: half of a surrogate pair, no character") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {number}: not JSON ({error})") from None
     if not isinstance(row, dict):

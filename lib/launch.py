@@ -69,6 +69,13 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
         asyncio.run(run(trainer))
     except (SandboxError, EngineError) as error:
         raise UserError(str(error)) from None
+    except torch.OutOfMemoryError as error:
+        if not trainer.executor.is_sharded:  # no weight has moved in that step
+            trainer.save_checkpoint()
+        raise UserError(
+            f"out of memory in step {trainer.step} ({str(error)[:80]}): try --checkpointing, or a "
+            f"lower --max-length; {go_on(out)}"
+        ) from None
     except FloatingPointError as error:
         raise UserError(f"{error}; try a lower --lr. The checkpoint in {out} is older") from None
     except dist.DistBackendError as error:

@@ -134,6 +134,35 @@ def test_a_server_that_fails_twice_is_asked_again(server, bad):
     assert completion.text == "at last" and engine.retries == 2
 
 
+def chat_answer(content, finish_reason) -> bytes:
+    choice = {"finish_reason": finish_reason, "message": {"role": "assistant", "content": content}}
+    usage = {"completion_tokens": 7}
+    return json.dumps({"choices": [choice], "usage": usage}).encode()
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_an_answer_without_a_text_that_was_cut_off_is_the_models(server, reason):
+    """Unfinished, asked once: not infrastructure, which would leave it out of the mean."""
+    server["behave"] = lambda messages, number: chat_answer(None, reason)
+    completion, engine = sample(server)
+    assert completion.text == "" and completion.truncated
+    assert len(completion.ids) == 7 and engine.retries == 0 and len(server["seen"]) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_key_is_not_asked_again(server, status):
+    server["behave"] = lambda messages, number: status
+    with pytest.raises(EngineError, match="OPENAI_API_KEY"):
+        sample(server)
+    assert len(server["seen"]) == 1
+
+
+def test_no_request_is_logged(server, caplog):
+    caplog.set_level("INFO")
+    sample(server)
+    assert not caplog.records
+
+
 def test_a_server_that_fails_for_ever_is_an_error_and_so_is_none(server):
     server["behave"] = lambda messages, number: 500
     with pytest.raises(EngineError, match="3 tries"):

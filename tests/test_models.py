@@ -139,5 +139,21 @@ def test_a_model_that_can_not_be_saved_is_refused_before_the_first_step(zoo, tmp
         train.main(["--model", str(folder), "--out", str(tmp_path / "run"), *TWO_STEPS])
 
 
+def test_out_of_memory_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    update = train.Learner.accumulate_gradient
+
+    def accumulate(learner, micro_batch, num_tokens, stats):
+        update(learner, micro_batch, num_tokens, stats)
+        if (out / "metrics.jsonl").read_text():  # in the second step
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train.Learner, "accumulate_gradient", accumulate)
+    with pytest.raises(UserError, match="out of memory in step 1 .*--checkpointing.*--resume"):
+        train.main([*TWO_STEPS, "--questions", "6", "--design-tokens", "96", "--out", str(out)])
+    state = torch.load(out / "checkpoint" / "trainer.pt", weights_only=True)
+    assert state["step"] == 1
+
+
 def test_the_table_is_in_the_docs():
     assert table() in (ROOT / "docs" / "models.md").read_text()

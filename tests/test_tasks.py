@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 import tasks
+from lib.errors import UserError
+from lib.files import read_jsonl
 
 
 def test_families_are_balanced_and_closed_book_where_they_should_be():
@@ -33,3 +37,19 @@ def test_weights_and_order(tmp_path):
     assert (
         sorted(q.id for q in shuffled) == sorted(q.id for q in questions) and shuffled != questions
     )
+
+
+def test_lines_end_at_a_newline_alone(tmp_path):
+    """U+2028 and U+0085 may stand inside a string; a byte order mark and CRLF are read."""
+    texts = ["one\u2028two", "one\u0085two", "plain"]
+    rows = [json.dumps({"question": text}, ensure_ascii=False) for text in texts]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+    assert [row["question"] for row in read_jsonl(path)] == texts
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "fine"}\n{"question": "half \\ud83d"}\n')
+    with pytest.raises(UserError, match="rows.jsonl, line 2: half of a surrogate pair"):
+        read_jsonl(path)
