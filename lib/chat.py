@@ -27,7 +27,7 @@ class ChatTemplate:
         special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
         spellings = sorted(filter(None, special), key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
-        self.merges_system = False
+        self.merges_system = False  # whether system text goes into the first user turn
         self.merges_system = not self.shows("system", "user")
         if not self.shows("system", "user", "assistant", "user"):
             raise UserError(
@@ -60,7 +60,7 @@ class ChatTemplate:
     def to_ids(self, conversation: tuple) -> tuple[int, ...]:
         """Token ids of ((role, content), ...), up to where the assistant speaks next."""
         spelled = []
-        mark = MARK
+        mark = MARK  # so long that no content has it
         while any(mark in content for _, content in conversation):
             mark += MARK
 

@@ -26,6 +26,7 @@ from lib.cli import flag_name, log
 from lib.errors import EngineError, SandboxError, UserError
 from lib.files import atomic_write, complete_lines
 from lib.model_check import check_designer_prompt, check_model
+from lib.ways import set_attention
 from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
 
@@ -173,6 +174,7 @@ def check_saving(policy: Policy, out: pathlib.Path) -> None:
 def load_reference(config, policy: Policy) -> torch.nn.Module:
     """The starting model, frozen: what --kl holds the policy to."""
     start = Policy(cli.model_path(config.model), policy.device, dtype=policy.dtype)
+    set_attention(start.model, policy.way.attention)
     reference = CompletionLogprobs(policy, start.model)
     return distributed.frozen(reference, policy, distributed.is_sharded(config))
 

@@ -77,7 +77,8 @@ def special_ids(path: str, tokenizer, model, chat) -> tuple[frozenset[int], int]
     """
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    end_ids = frozenset(id for id in (*named, tokenizer.eos_token_id) if id is not None)
+    eos_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    end_ids = frozenset({*named, eos_id} - {None})
     turn_end = chat.turn_end(end_ids)
     if turn_end is not None:
         names = " ".join(tokenizer.convert_ids_to_tokens(sorted(end_ids)))
@@ -86,5 +87,6 @@ def special_ids(path: str, tokenizer, model, chat) -> tuple[frozenset[int], int]
         end_ids |= {turn_end}
     if not end_ids:
         raise UserError(f"--model {path}: no end token, neither in its config nor in its template")
-    pad_id = tokenizer.pad_token_id
-    return end_ids, min(end_ids) if pad_id is None else pad_id
+    if pad_id is None:
+        pad_id = min(end_ids) if eos_id is None else eos_id
+    return end_ids, pad_id

@@ -2,7 +2,7 @@
 
     sampler    log-probabilities of what the engine samples, a batch of prompts of several lengths
     rows       the trainer's padded rows
-    tries      the trainer's rows of several samples with a common beginning
+    shared     the trainer's rows of several samples with a common beginning
     itself     transformers' eager forward: one sequence, no padding, no cache
 
 All in the mode in which the run trains. Where they differ from the model itself, the next of WAYS
@@ -41,8 +41,9 @@ async def check_model(policy, engine, checkpointing: bool = False) -> str:
     problem = ""
     window = attention_window(policy.model)
     if window and policy.max_length > window:
-        # A trie and a padded prefix stretch the distances that a window is counted in. Not left to
-        # the measurement: the window may be longer than its prompts.
+        # A window is counted in places of a row, and where prefixes are shared a row has other
+        # tokens, or padding, between two of a sample. This is not left to the measurement, as the
+        # window may be longer than its prompts.
         problem = f"layers see {window} tokens"
     for way in WAYS:
         if problem and way.share_prefixes:
@@ -108,7 +109,7 @@ async def measure(policy, engine, checkpointing: bool) -> dict[str, torch.Tensor
 
     rows = {"rows": [make_row([sample]) for sample in samples]}
     if policy.way.share_prefixes:
-        rows["tries"] = [make_row(samples)]
+        rows["shared rows"] = [make_row(samples)]
     trainer = CompletionLogprobs(policy)
     set_training(policy.model, checkpointing)
     try:

@@ -20,10 +20,8 @@ from sandbox import Limits, Sandbox, Session
 
 pytestmark = pytest.mark.alone
 
-BATCH, BATCHES = (
-    100,
-    500,
-)  # messages in an example, examples: 50,000 to the parent, 50,000 to the server
+BATCH = 100  # messages in an example
+BATCHES = 500  # examples: 50,000 messages to the parent, 50,000 to the server
 ASK = {
     "agent": 0,
     "name": "a",

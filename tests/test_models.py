@@ -11,12 +11,14 @@ from families import FAMILIES, OUTCOMES, folder_name, make, table
 from safetensors.torch import load_file, save_file
 
 import train
+from config import Config
+from data_types import Sample
 from engines.hf import HFEngine
-from lib import model_check
+from lib import launch, model_check
 from lib.errors import UserError
 from lib.model_check import check_model
 from lib.ways import WAYS
-from policy import Policy
+from policy import CompletionLogprobs, Policy, collate
 
 TWO_STEPS = [
     *("--steps", "2", "--questions", "2", "--designs", "2", "--executions", "2"),
@@ -137,6 +139,17 @@ def test_a_model_that_can_not_be_saved_is_refused_before_the_first_step(zoo, tmp
     (folder / "generation_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="cannot be saved in .*GenerationConfig is invalid"):
         train.main(["--model", str(folder), "--out", str(tmp_path / "run"), *TWO_STEPS])
+
+
+def test_the_reference_is_computed_as_the_policy_is(zoo):
+    """At the start the KL term is 0, also where the fast way would be wrong."""
+    policy, _ = check(zoo / "gpt-oss")
+    config = Config(model=policy.path, kl=1.0)
+    reference = launch.load_reference(config, policy)
+    sample = Sample(tuple(range(10, 90)), (7, 8), (0.0, 0.0), 1.0, "executor")
+    batch = collate([sample], policy.pad_id)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(batch)[0], CompletionLogprobs(policy)(batch)[0])
 
 
 def test_out_of_memory_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
