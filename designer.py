@@ -10,10 +10,10 @@ Test: `pytest tests/test_designer.py`. Read next: executor.py.
 """
 
 import inspect
-import re
 
 import mas
 from data_types import Design, Question, seed_of
+from lib.answers import code_blocks
 from lib.errors import PromptTooLong
 
 ROLE = "Design a multi-agent system."
@@ -79,11 +79,9 @@ def extract_script(text: str) -> str:
     >>> extract_script("Here it is:\\n```python\\nsubmit(a)\\n```")
     'submit(a)'
     """
-    script = text
-    for language, code in re.findall(r"```(\w*)[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL):
-        if language in ("", "python", "py"):
-            script = code
-    return script.strip()
+    blocks = code_blocks(text, unclosed=True)
+    scripts = [code for language, code in blocks if language in ("", "python")]
+    return (scripts[-1] if scripts else text).strip()
 
 
 async def sample_design(

@@ -45,9 +45,10 @@ from lib.answers import committed_answer
 from lib.cli import log
 from lib.errors import SandboxError, UserError
 from lib.files import atomic_write
-from lib.metrics import eval_score
+from lib.metrics import eval_score, unique_name
 from lib.model_check import check_model
-from lib.statistics import Result, record, summarise, table, unique_name
+from lib.statistics import Result, record, summarise, table
+from lib.votes import group_answers
 from lib.ways import FAST
 from policy import Policy
 from rollout import Rollout, stack_rewards
@@ -103,19 +104,15 @@ class Config:
 async def majority(rollout: Rollout, question: Question, executions) -> str | None:
     """The reply with the most common answer, the first of them on a tie; None without any answer.
 
-    Programs count as one answer if they do the same on the public tests.
+    Which answers count as one: lib/votes.py.
     """
     replies = [execution.answer for execution in executions if execution.answer]
     answers = [committed_answer(question.kind, reply) for reply in replies]
-    if question.kind == "code":
-        from benchmarks.code_grading import behaviour
-
-        sandbox = rollout.runtime.sandbox
-        answers = [await behaviour(sandbox, question.tests, program) for program in answers]
-    counts = Counter(answer for answer in answers if answer)
+    groups = await group_answers(rollout.runtime.sandbox, question, answers)
+    counts = Counter(group for group in groups if group)
     if not counts:
         return None
-    return replies[answers.index(counts.most_common(1)[0][0])]
+    return replies[groups.index(counts.most_common(1)[0][0])]
 
 
 async def record_votes(rollout: Rollout, tree: Tree) -> dict:

@@ -35,6 +35,7 @@ from lib.errors import (
 )
 from lib.messages import parse_asks
 from lib.tools import TOOL_HELP, parse_tool_call, run_tool
+from lib.votes import group_answers
 from sandbox import Limits, Outcome, Sandbox
 
 ANSWER_FORMAT = {
@@ -158,14 +159,13 @@ class Executor:
                 raise text
         self.replies += texts
 
+        answers = [committed_answer(self.question.kind, text) for text in texts]
+        groups = answers
+        if len(texts) > 1:
+            groups = await group_answers(self.runtime.sandbox, self.question, answers)
         replies = []
-        for i, text in enumerate(texts):
-            answer = committed_answer(self.question.kind, text)
-            replies.append({"id": first + i, "text": text, "answer": answer})
-        if self.question.kind == "code" and len(texts) > 1:
-            from benchmarks.code_grading import group_programs
-
-            await group_programs(self.runtime.sandbox, self.question.tests, replies)
+        for i, (text, answer, group) in enumerate(zip(texts, answers, groups)):
+            replies.append({"id": first + i, "text": text, "answer": answer, "group": group})
         return replies
 
     async def run_agent(self, ask: Ask, number: int) -> str:

@@ -36,7 +36,8 @@ from executor import Runtime
 from lib import cli
 from lib.cli import log
 from lib.errors import SandboxError, UserError
-from lib.files import atomic_write, read_jsonl
+from lib.files import atomic_write, complete_lines, read_jsonl
+from lib.metrics import unique_name
 from lib.model_check import check_model
 from lib.prefix_sharing import collate_rows, make_row, make_rows, micro_batches
 from lib.ways import set_training
@@ -237,7 +238,7 @@ def check_free(out: pathlib.Path) -> None:
 def samples_to_keep(config: Config, tree: Tree) -> list[dict]:
     """Executions that ended right, and the designs that led there; each text once."""
     source = {
-        "question": tree.question.id,
+        "question": unique_name(tree.question),
         "tasks": config.tasks,
         "teacher": config.teacher,
         "teacher_model": config.teacher_model,
@@ -275,7 +276,7 @@ async def collect(config: Config, out: pathlib.Path) -> int:
         engine = open_engine(config.engine, policy, gpu_memory=0.8)
         if not config.skip_check:
             await check_model(policy, engine)
-    todo = [question for question in questions if question.id not in done]
+    todo = [question for question in questions if unique_name(question) not in done]
     failure = ""
     async with Sandbox() as sandbox:
         budget = Budget(reply_tokens=config.reply_tokens)
@@ -298,13 +299,14 @@ async def collect(config: Config, out: pathlib.Path) -> int:
                 with open(out, "a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(row) + "\n" for row in rows))
                 if any(execution.valid for execution in executions):
-                    done.add(tree.question.id)
+                    name = unique_name(tree.question)
+                    done.add(name)
                     with open(progress, "a", encoding="utf-8") as file:
-                        file.write(tree.question.id + "\n")
+                        file.write(json.dumps(name) + "\n")
                 else:
                     failure = executions[0].detail
         bar.close()
-    missing = [question for question in todo if question.id not in done]
+    missing = [question for question in todo if unique_name(question) not in done]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(questions)} questions failed ({failure}); {out} has what the "
@@ -317,19 +319,20 @@ async def collect(config: Config, out: pathlib.Path) -> int:
 def resume_collection(config: Config, out: pathlib.Path, progress: pathlib.Path) -> tuple[set, int]:
     """(questions that are done, samples that are there). Raises UserError."""
     settings = json.dumps([config.tasks, config.teacher, config.teacher_model, config.seed])
-    lines = progress.read_text().splitlines() if progress.exists() else []
+    lines = list(complete_lines(progress)) if progress.exists() else []
     is_other = lines and lines[0] != settings
     if is_other or (out.exists() and not lines):
         raise UserError(
             f"--out {out}: exists and is not this collection, half done; nothing was touched"
         )
-    done = set(lines[1:])
+    done = {json.loads(line) for line in lines[1:]}
     rows = []
     if done and out.stat().st_size:
         rows = read_jsonl(out, only_complete_lines=True)
         rows = [row for row in rows if row["question"] in done]  # a kill may have cut others off
     atomic_write(out, "".join(json.dumps(row) + "\n" for row in rows))
-    atomic_write(progress, "\n".join([settings, *sorted(done)]) + "\n")
+    names = [json.dumps(name) for name in sorted(done)]
+    atomic_write(progress, "\n".join([settings, *names]) + "\n")
     return done, len(rows)
 
 

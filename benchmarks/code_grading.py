@@ -436,13 +436,6 @@ async def behaviour(sandbox, tests: Suite, program: str | None) -> str | None:
     return hashlib.sha256(repr(outputs).encode("utf-8", "replace")).hexdigest()
 
 
-async def group_programs(sandbox, tests: Suite, replies: list[dict]) -> None:
-    """Programs that do the same on the public tests count as one answer in a vote."""
-    groups = [behaviour(sandbox, tests, reply["answer"]) for reply in replies]
-    for reply, group in zip(replies, await asyncio.gather(*groups)):
-        reply["group"] = group
-
-
 async def public_test_report(sandbox, tests: Suite, program: str) -> str:
     """The program's verdicts on the public tests, and the first failure. Raises SandboxError.
 

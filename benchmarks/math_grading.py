@@ -74,8 +74,19 @@ def grade_math(gold: str, text: str) -> float:
     (0.0, 1.0)
     """
     answer = final_answer(text)
-    if answer is None:
-        return 0.0
+    return 0.0 if answer is None else float(is_right(gold, answer, _grader))
+
+
+def same_answer(one: str, other: str) -> bool:
+    r"""Whether `other` would be right if `one` were the gold: for votes.
+
+    >>> same_answer("1,000", "1000."), same_answer("0.5", "0.51")
+    (True, False)
+    """
+    return one == other or is_right(one, other, _voter)
+
+
+def is_right(gold: str, answer: str, worker: "MathWorker") -> bool:
     gold = gold.strip()
     if "%" in gold:  # 28 and 28% are the same only where the gold is a percentage
         gold = re.sub(r"\\?%", "", gold)
@@ -84,13 +95,13 @@ def grade_math(gold: str, text: str) -> float:
     if gold_integer is not None:
         answer_integer = canonical_integer(answer)
         if answer_integer is not None:
-            return float(answer_integer == gold_integer)
+            return answer_integer == gold_integer
         without_name = re.sub(r"^\s*[a-zA-Z]\w*\s*=", "", answer)
         if not re.search(r"[\d\\]", answer) or UNFINISHED.search(without_name):
-            return 0.0
+            return False
     if len(answer) > MAX_ANSWER_CHARS:
-        return 0.0
-    return float(_worker.check(plain_latex(gold), plain_latex(answer)))
+        return False
+    return worker.check(plain_latex(gold), plain_latex(answer))
 
 
 def plain_latex(latex: str) -> str:
@@ -180,5 +191,7 @@ class MathWorker:
             self.process = None
 
 
-_worker = MathWorker()
-atexit.register(_worker.close)
+_grader = MathWorker()
+_voter = MathWorker(seconds=2.0)  # of its own: a vote compares many answers, and none must wait
+for _worker in (_grader, _voter):
+    atexit.register(_worker.close)

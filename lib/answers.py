@@ -1,13 +1,17 @@
 """What a reply commits to: its last box, else its last line "Answer: ..."; or its last program.
 
+`code_blocks` is the one parser of fences: of designs, tool calls and programs.
+
 Never a number in prose, and boxes are not de-duplicated: "42, 17, 42" is 42 (trap 4).
 
-Test: `pytest tests/test_tasks.py`. Read next: benchmarks/math_grading.py.
+Test: `pytest tests/test_answers.py`. Read next: votes.py.
 """
 
 import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_FENCE = re.compile(r"\s*(`{3,})([^`]*)")  # a whole line: backticks, then the language
+LANGUAGES = {"py": "python", "python3": "python"}  # other names
 
 
 def last_boxed(text: str) -> str | None:
@@ -49,13 +53,43 @@ def last_program(text: str) -> str | None:
     >>> last_program("```python\\nprint(1)\\n```\\nNo:\\n```solution\\nprint(2)\\n```\\nDone.")
     'print(2)'
     """
-    pattern = r"^[ \t]*```([^\n`]*)\n(.*?)^[ \t]*```[ \t]*$"
-    blocks = re.findall(pattern, text, re.DOTALL | re.MULTILINE)
-    for languages in (("solution",), ("python", "py", "python3", "")):
-        programs = [code for language, code in blocks if language.strip().lower() in languages]
+    blocks = code_blocks(text)
+    for languages in (("solution",), ("python", "")):
+        programs = [code for language, code in blocks if language in languages]
         if programs:
-            return programs[-1].rstrip() or None
+            return programs[-1] or None
     return None
+
+
+def code_blocks(text: str, unclosed: bool = False) -> list[tuple[str, str]]:
+    """(language, code) of each fenced block. The language is in lower case; py is python.
+
+    A fence is a line of its own: ``` within a line of code ends nothing. A whole block within a
+    block, such as in a string of a script, is a part of it.
+
+    Args:
+        unclosed: whether a block that nothing closes counts; it goes to the end of the text.
+
+    >>> code_blocks("``` Python3\\nprint('```')\\n```")
+    [('python', "print('```')")]
+    """
+    blocks = []
+    depth = 0  # how many blocks are open
+    for line in text.replace("\r\n", "\n").split("\n"):
+        fence = _FENCE.fullmatch(line)
+        word = fence[2].strip().lower().partition(" ")[0] if fence else ""
+        if depth == 0:
+            if fence:
+                opening, language, lines, depth = fence[1], LANGUAGES.get(word, word), [], 1
+            continue
+        if fence and len(fence[1]) >= len(opening):
+            depth += 1 if word else -1
+        if depth == 0:
+            blocks.append((language, "\n".join(lines).strip("\n")))
+        lines.append(line)
+    if depth > 0 and unclosed:
+        blocks.append((language, "\n".join(lines).strip("\n")))
+    return blocks
 
 
 def committed_answer(kind: str, text: str) -> str | None:

@@ -3,6 +3,7 @@
 Test: `pytest tests/test_metrics.py`. Read next: records.py.
 """
 
+import hashlib
 import re
 import time
 from collections import Counter
@@ -64,6 +65,13 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def unique_name(question: Question) -> str:
+    """A name that no other question has, whatever ids a file gives."""
+    text = f"{question.prompt}\n{question.answer}"
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return f"{question.id} {digest[:12]}"
+
+
 def eval_score(question: Question, reward: float) -> float:
     """What a reward counts in an evaluation: a program has to pass all tests."""
     return float(reward == 1.0) if question.kind == "code" else reward
@@ -104,7 +112,7 @@ def execution_stats(trees: list[Tree]) -> list[ExecutionStats]:
                 call_logprobs = [p for call in execution.calls for p in call.logprobs]
                 stats.append(
                     ExecutionStats(
-                        question=f"{question.family}:{question.id}",
+                        question=unique_name(question),
                         family=question.family,
                         design_index=m,
                         structure=structure(design.script),

@@ -7,7 +7,6 @@ estimate of Chen et al. (arXiv 2107.03374).
 Test: `pytest tests/test_eval.py`. Read next: heldout.py.
 """
 
-import hashlib
 import math
 import random
 import re
@@ -15,9 +14,9 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 
-from data_types import Question, Tree
+from data_types import Tree
 from lib.errors import SandboxError
-from lib.metrics import KINDS, eval_score, kind_of, structure
+from lib.metrics import KINDS, eval_score, kind_of, structure, unique_name
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,6 @@ def tokens_of(design, execution) -> int:
     """Sampled tokens of an answer: its design and all its calls."""
     calls = sum(len(call.completion_ids) for call in execution.calls)
     return len(design.completion_ids) + calls
-
-
-def unique_name(question: Question) -> str:
-    """A name that no other question has, whatever ids a file gives."""
-    digest = hashlib.sha256(question.prompt.encode("utf-8", "replace")).hexdigest()
-    return f"{question.id} {digest[:12]}"
 
 
 def record(tree: Tree) -> dict:

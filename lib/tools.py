@@ -6,8 +6,7 @@ sandbox.
 Test: `pytest tests/test_executor.py`. Read next: answers.py.
 """
 
-import re
-
+from lib.answers import code_blocks
 from sandbox import Limits
 
 MAX_OUTPUT = 2000  # characters of a tool's output that an agent sees
@@ -28,15 +27,11 @@ def parse_tool_call(text: str, tools: tuple[str, ...]) -> tuple[str, str] | None
     >>> parse_tool_call("```python\\nprint(6 * 7)\\n```", ("python",))
     ('python', 'print(6 * 7)')
     """
-    tool_call = None
-    pattern = r"```(python|py|tests|solution)[ \t]*\n(.*?)```"
-    for name, code in re.findall(pattern, text, re.DOTALL):
-        name = "python" if name == "py" else name
-        if name == "solution":
-            return None
-        if name in tools:
-            tool_call = name, code.strip()
-    return tool_call
+    blocks = code_blocks(text)
+    if any(name == "solution" for name, _ in blocks):
+        return None
+    calls = [(name, code) for name, code in blocks if name in tools]
+    return calls[-1] if calls else None
 
 
 async def run_tool(name: str, code: str, question, sandbox, seconds: float) -> str:

@@ -24,7 +24,7 @@ def test_the_prompt_documents_every_block(policy):
     [
         ("submit(a)", "submit(a)"),
         ("```python\nsubmit(a)\n```", "submit(a)"),
-        ("First ```python\nx\n``` then\n```py\nsubmit(b)\n```\nDone.", "submit(b)"),
+        ("First\n```python\nx\n```\nthen\n```py\nsubmit(b)\n```\nDone.", "submit(b)"),
         ("```\nsubmit(c)\n```", "submit(c)"),
         ("```python\nsubmit(d)", "submit(d)"),
         ("```json\n{}\n```\n```python\nsubmit(e)\n```", "submit(e)"),

@@ -68,16 +68,33 @@ def test_interval_and_pass_at_k():
                 assert statistics.pass_at_k(solved, samples, k) == pytest.approx(expected)
 
 
+VOTE = 'team = [Agent(str(i), "x") for i in range(3)]\nsubmit(vote(team, question))'
+
+
 def executions(*answers):
     return [Execution((), answer, "answered") for answer in answers]
 
 
-def test_votes():
+def test_votes(policy):
+    rollout = Rollout(Runtime(None, policy, sandbox=None))
+
     def majority(*answers):
-        return asyncio.run(evaluation.majority(None, QUESTION, executions(*answers)))
+        return asyncio.run(evaluation.majority(rollout, QUESTION, executions(*answers)))
 
     answers = (r"\boxed{1}", r"\boxed{2}", r"so \boxed{2}", None, "no box")
     assert majority(*answers) == r"\boxed{2}" and majority(None) is None
+
+
+def test_equal_answers_outvote_in_designs_and_in_self_consistency(policy):
+    """They are one answer, however they are written."""
+    replies = [r"\boxed{7}", r"\boxed{0.5}", r"\boxed{\frac{1}{2}}"]
+    rollout = Rollout(Runtime(None, policy, sandbox=None))
+    vote = evaluation.majority(rollout, QUESTION, executions(*replies))
+    assert asyncio.run(vote) == replies[1]
+    speaking = iter(replies)
+    engine = Scripted(policy, lambda prompt: next(speaking))
+    (tree,) = grow(policy, engine, [QUESTION], 1, 1, fixed_design=VOTE)
+    assert tree.executions[0][0].answer == replies[1]
 
 
 def test_programs_vote_by_what_they_do(policy):
@@ -98,10 +115,9 @@ def test_programs_vote_by_what_they_do(policy):
             return await evaluation.majority(rollout, question, executions(*replies))
 
     assert asyncio.run(go()) == replies[1]
-    script = 'team = [Agent(str(i), "x") for i in range(3)]\nsubmit(vote(team, question))'
     speaking = iter(replies)
     engine = Scripted(policy, lambda prompt: next(speaking))
-    (tree,) = grow(policy, engine, [question], 1, 1, fixed_design=script)
+    (tree,) = grow(policy, engine, [question], 1, 1, fixed_design=VOTE)
     execution = tree.executions[0][0]
     assert execution.answer == replies[1] and execution.reward == 1.0
 

@@ -38,6 +38,14 @@ def call(*logprobs):
     return Call("a", (1,), (2,) * len(logprobs), logprobs, "text")
 
 
+def test_questions_with_equal_ids_are_not_one_group():
+    trees = []
+    for prompt, reward in (("1 + 1?", 1.0), ("2 + 2?", 0.0)):
+        execution = Execution((), "x", "answered", reward=reward)
+        trees.append(Tree(Question("1", prompt, "2"), (Design("s"),), ((execution,) * 2,)))
+    assert rollout_metrics(execution_stats(trees))["frac_reward_zero_std"] == 1.0
+
+
 def test_metrics_by_hand():
     """Two designs of one question: rewards 1, 0 and 1, spoiled."""
     right = Execution((call(-1.0, -3.0),), "x", "answered", reward=1.0)

@@ -9,6 +9,7 @@ from conftest import ROOT, Scripted, execute, grow
 
 import sft
 import tasks
+from data_types import Design, Execution, Tree
 from designer import FIXED_DESIGNS, ROLE
 from lib.errors import EngineError, UserError
 from lib.prefix_sharing import share_prefixes
@@ -130,11 +131,36 @@ def test_a_stopped_collection_goes_on(tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in left)
     stopped.write_text(text + '{"role": "desi')
     settings = json.dumps(["arithmetic", "tiny", "default", 0])
-    (tmp_path / "stopped.jsonl.progress").write_text("\n".join([settings, *done]) + "\n")
+    lines = [settings, *map(json.dumps, done)]
+    (tmp_path / "stopped.jsonl.progress").write_text("\n".join(lines) + "\n" + '"half of a na')
     run(*flags, "--out", stopped)
     assert sorted(stopped.read_text().splitlines()) == sorted(complete.read_text().splitlines())
     with pytest.raises(UserError, match="not this collection"):
         run(*flags, "--out", stopped)
+
+
+def test_equal_ids_are_not_one_question(tmp_path, monkeypatch):
+    """Some files number their rows anew in every part."""
+    questions = tasks.load("arithmetic", "train", 0, 3)
+    same_id = [replace(question, id="1") for question in questions]
+    monkeypatch.setattr(tasks, "load", lambda *arguments: same_id)
+    asked = []
+
+    async def rollout(self, questions, **options):
+        asked.extend(questions)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        right = Execution((), "4", "answered", reward=1.0)
+        return [Tree(questions[0], (Design("s", text="s"),), ((right,),))]
+
+    monkeypatch.setattr(sft.Rollout, "rollout", rollout)
+    monkeypatch.setattr(sft, "PORTION", 1)
+    out = tmp_path / "kept.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(*COLLECT, "--questions", 3, "--out", out)
+    run(*COLLECT, "--questions", 3, "--out", out)
+    assert [question.prompt for question in asked[2:]] == [q.prompt for q in questions[1:]]
+    assert len(read_rows(out)) == 3
 
 
 def test_a_collection_whose_teacher_fails_says_so_and_goes_on(tmp_path, monkeypatch):

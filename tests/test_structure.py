@@ -25,7 +25,7 @@ engines/__init__ benchmarks/math_grading policy lib/heldout lib/plots lib/statis
 sandbox lib/memory lib/prefix_sharing jail/server
 lib/model_check
 benchmarks/code_grading
-benchmarks/datasets lib/tools
+benchmarks/datasets lib/tools lib/votes
 executor tasks
 rollout lib/launch tiny/teacher
 sft viewer/pages
