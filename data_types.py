@@ -14,6 +14,7 @@ Test: `pytest tests/test_rollout.py`. Read next: mas.py.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 STATUSES = (
@@ -49,6 +50,10 @@ class Completion:
     logprobs: tuple[float, ...]
     text: str
     truncated: bool = False  # stopped by max_tokens or the context, not by an end token
+
+    def __post_init__(self):
+        if not all(map(math.isfinite, self.logprobs)):
+            raise FloatingPointError("the model's output is not finite")
 
 
 @dataclass(frozen=True)

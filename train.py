@@ -39,6 +39,7 @@ from executor import Runtime
 from lib import checkpoint, cli, distributed, launch, metrics
 from lib.distributed import all_gather, all_reduce_max, all_reduce_sum, world_size
 from lib.heldout import evaluate_heldout
+from lib.model_check import check_alive
 from lib.prefix_sharing import MicroBatch, make_micro_batches
 from lib.records import Records
 from lib.ways import set_training
@@ -95,12 +96,13 @@ class Learner:
             # DDP exchanges gradients once, in the last backward pass.
             is_last = i == num_passes - 1
             with self.model.no_sync() if uses_ddp and not is_last else contextlib.nullcontext():
-                self.accumulate_gradient(micro_batch, num_tokens, stats)
+                logprobs_K = self.accumulate_gradient(micro_batch, num_tokens, stats)
         set_training(self.policy.model, False)
 
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), GRAD_CLIP)
         grad_norm = distributed.full_tensor(norm).item()
         self.step_optimizer(grad_norm)
+        check_alive(self, micro_batch, logprobs_K)
         return {
             **stats.means(num_tokens, num_trained),
             "grad_norm": grad_norm,
@@ -108,8 +110,8 @@ class Learner:
             "skipped": int(not math.isfinite(grad_norm)),
         }
 
-    def accumulate_gradient(self, micro_batch: MicroBatch, num_tokens: float, stats) -> None:
-        """Forward and backward of one micro-batch."""
+    def accumulate_gradient(self, micro_batch: MicroBatch, num_tokens: float, stats):
+        """Forward and backward of one micro-batch. Returns its logprobs_K."""
         device = self.policy.device
         samples = micro_batch.samples
         batch = micro_batch.collate(self.policy.pad_id, device)
@@ -137,6 +139,7 @@ class Learner:
         (loss_K.sum() * world_size() / num_tokens).backward()
         gap = metrics.mismatch(logprobs_K, sampler_logprobs_K)
         stats.add(loss=loss_K.sum(), entropy=entropy_K.sum(), **loss_stats, **gap)
+        return logprobs_K.detach()
 
     def step_optimizer(self, grad_norm: float) -> None:
         """Skips a step whose gradient is not finite; the third in a row is a FloatingPointError."""

@@ -200,8 +200,13 @@ class VLLMEngine:
                 finished.append((name, EngineError(problem)))
         if self.engine.has_unfinished_requests():
             for output in self.engine.step():
-                if output.finished:
-                    finished.append((output.request_id, self.completion(output.outputs[0])))
+                if not output.finished:
+                    continue
+                try:
+                    result = self.completion(output.outputs[0])
+                except FloatingPointError as error:
+                    result = error
+                finished.append((output.request_id, result))
         self.seconds += time.monotonic() - started
         return finished
 

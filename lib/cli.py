@@ -62,7 +62,7 @@ def command(main) -> None:
     try:
         main(sys.argv[1:])
         return
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:  # the latter: a model whose output is NaN
         problem = str(error)
     except OSError as error:
         if error.errno not in USER_ERRNOS:

@@ -78,7 +78,8 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
             f"lower --max-length; {go_on(out)}"
         ) from None
     except FloatingPointError as error:
-        raise UserError(f"{error}; try a lower --lr. The checkpoint in {out} is older") from None
+        left = "has the last good weights" if checkpoint.find(out) else "has none yet"
+        raise UserError(f"{error}; try a lower --lr. {out}/checkpoint {left}") from None
     except dist.DistBackendError as error:
         raise UserError(
             f"rank {rank} lost another rank ({str(error)[:100]}); when all are up again: "

@@ -13,12 +13,14 @@ Test: `pytest tests/test_models.py`. Read next: attention.py.
 """
 
 import asyncio
+import math
 import random
 
 import torch
 
 from data_types import Question, Sample
 from designer import designer_messages
+from lib.distributed import all_reduce_max
 from lib.errors import EngineError, PromptTooLong, UserError
 from lib.prefix_sharing import collate_rows, make_row
 from lib.ways import WAYS, attention_window, set_attention, set_training, set_way
@@ -78,6 +80,25 @@ def check_designer_prompt(policy, questions: list[Question]) -> None:
         raise UserError(
             f"--model {policy.path}: the designer's prompt has {length} tokens, "
             f"and its context {policy.max_length} (--max-length)"
+        )
+
+
+@torch.no_grad()
+def check_alive(learner, micro_batch, logprobs_K) -> None:
+    """Compare log-probabilities after an update with those from before. Collective.
+
+    Raises FloatingPointError if the samples are now no likelier than tokens drawn blindly: the
+    update has destroyed the model.
+    """
+    policy = learner.policy
+    new_logprobs_K, _ = learner.model(micro_batch.collate(policy.pad_id, policy.device))
+    before, after = logprobs_K.mean().item(), new_logprobs_K.mean().item()
+    blind = -0.99 * math.log(len(policy.tokenizer))
+    is_trained = any(sample.advantage for sample in micro_batch.samples)
+    if all_reduce_max(float(is_trained and before > blind and not after > blind)):
+        raise FloatingPointError(
+            "the model has died: the update took the log-probabilities of its own samples from "
+            f"{before:.2g} to {after:.2g} nats a token"
         )
 
 

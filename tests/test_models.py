@@ -3,18 +3,24 @@
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import ROOT
 from families import FAMILIES, OUTCOMES, folder_name, make, table
 from safetensors.torch import load_file, save_file
+from test_update import batch
 
+import eval as evaluation
+import sft
 import train
 from config import Config
 from data_types import Sample
 from engines.hf import HFEngine
-from lib import launch, model_check
+from lib import checkpoint, launch, model_check
+from lib.distributed import iterate_weights
 from lib.errors import UserError
 from lib.model_check import check_model
 from lib.ways import WAYS
@@ -36,9 +42,9 @@ def zoo(tmp_path_factory):
     return folder
 
 
-def check(folder, checkpointing=False):
+def check(folder, checkpointing=False, dtype=torch.float32):
     """(policy, what the check says)."""
-    policy = Policy(str(folder))
+    policy = Policy(str(folder), dtype=dtype)
     if checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     return policy, asyncio.run(check_model(policy, HFEngine(policy), checkpointing))
@@ -68,18 +74,30 @@ def test_the_fast_way_would_be_wrong(zoo, family, monkeypatch):
 
 
 @pytest.mark.parametrize("family", OUTCOMES)
-def test_two_steps_of_training(zoo, family, tmp_path):
-    """What is trained is what was sampled, in a whole run."""
-    folder = zoo / folder_name(family)
-    command = ["--model", str(folder), "--out", str(tmp_path / "run"), *TWO_STEPS]
-    if OUTCOMES[family][0] is None:
-        with pytest.raises(UserError):
-            train.main(command)
-        return
-    train.main(command)
-    rows = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
-    assert len(rows) == 2
-    assert all(row["trained_tokens"] == 0 or row["mismatch_max"] < 1e-3 for row in rows)
+def test_train_evaluate_and_fine_tune(zoo, family, tmp_path):
+    """Whole commands: what is trained is what was sampled, or one line refuses the model."""
+    model = ("--model", str(zoo / folder_name(family)))
+    run, tuned, samples = tmp_path / "run", tmp_path / "tuned", tmp_path / "samples.jsonl"
+    row = {"role": "executor", "completion": "So \\boxed{4}."}
+    row["messages"] = [{"role": "user", "content": "What is 2 + 2?"}]
+    samples.write_text(json.dumps(row) + "\n")
+    answers = ("--design-tokens", "32", "--reply-tokens", "16")
+    commands = {
+        train.main: (*TWO_STEPS, "--out", str(run)),
+        evaluation.main: ("--limit", "4", "--modes", "metaagent", *answers),
+        sft.main: ("--data", str(samples), "--steps", "2", "--batch", "2", "--out", str(tuned)),
+    }
+    for main, flags in commands.items():
+        if OUTCOMES[family][0] is None:
+            with pytest.raises(UserError):
+                main([*model, *flags])
+        else:
+            main([*model, *flags])
+    if OUTCOMES[family][0] is not None:
+        rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
+        assert len(rows) == 2
+        assert all(row["trained_tokens"] == 0 or row["mismatch_max"] < 1e-3 for row in rows)
+        assert (tuned / "model.safetensors").exists()
 
 
 def damaged(zoo, tmp_path, change):
@@ -166,6 +184,86 @@ def test_out_of_memory_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
         train.main([*TWO_STEPS, "--questions", "6", "--design-tokens", "96", "--out", str(out)])
     state = torch.load(out / "checkpoint" / "trainer.pt", weights_only=True)
     assert state["step"] == 1
+
+
+def test_a_model_that_dies_ends_the_run_and_the_good_checkpoint_stays(tmp_path, monkeypatch):
+    """A step of size 1e6 leaves weights that are finite, and a model that says anything."""
+    out = tmp_path / "run"
+    step_optimizer = train.Learner.step_optimizer
+
+    def step(learner, grad_norm):
+        if (out / "checkpoint").exists():  # in the second step
+            learner.optimizer.param_groups[0]["lr"] = 1e6
+        step_optimizer(learner, grad_norm)
+
+    monkeypatch.setattr(train.Learner, "step_optimizer", step)
+    flags = ("--questions", "6", "--design-tokens", "96", "--save-every", "1", "--out", str(out))
+    with pytest.raises(UserError, match="has died.* lower --lr. .*/checkpoint has the last good"):
+        train.main([*TWO_STEPS, *flags])
+    assert checkpoint.read(out / "checkpoint")["step"] == 1
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_output_that_is_not_finite_is_no_completion(zoo):
+    """Such logits would make every token 0, with exit code 0."""
+    policy = Policy(str(zoo / "Llama"))
+    engine = HFEngine(policy)
+    with torch.no_grad():
+        policy.model.lm_head.weight[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        asyncio.run(engine.sample((5, 6, 7), 4, seed=0))
+
+
+TWO_RANKS = """
+import asyncio, os, sys
+sys.path[:0] = sys.argv[1:3]
+import torch, torch.distributed as dist
+import train
+from config import Config
+from engines.hf import HFEngine
+from lib.distributed import iterate_weights, join
+from lib.model_check import check_model
+from policy import Policy
+from test_update import batch
+
+rank = int(os.environ["RANK"])
+torch.set_num_threads(1)
+join(2, 60)
+for folder in sys.argv[3:]:
+    for shard in (False, True):
+        policy = Policy(folder, dtype=torch.float64)
+        asyncio.run(check_model(policy, HFEngine(policy)))
+        subject = train.Learner(Config(shard=shard), policy, None, {"executor"})
+        subject.max_tokens = 16
+        for _ in range(2):
+            update = subject.update(batch([1.0, -1.0, 0.5] if rank == 0 else [-0.5]))
+            assert update["grad_norm"] > 0
+        weights = dict(iterate_weights(policy.model))
+        if rank == 0:
+            torch.save(weights, f"{folder}/{'shard' if shard else 'ddp'}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_updates_on_two_ranks(zoo, tmp_path):
+    """DDP, and --shard on layers of any name, come to the weights of one rank."""
+    script = tmp_path / "two_ranks.py"
+    script.write_text(TWO_RANKS)
+    folders = [zoo / name for name in ("GPT-2", "Gemma-3", "Mistral")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *torchrun, *map(str, (script, ROOT, ROOT / "tests", *folders))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for folder in folders:
+        policy, _ = check(folder, dtype=torch.float64)
+        subject = train.Learner(Config(), policy, None, {"executor"})
+        subject.max_tokens = 16
+        for _ in range(2):
+            subject.update(batch([1.0, -1.0, 0.5]) + batch([-0.5]))
+        for how in ("ddp", "shard"):
+            on_two = torch.load(folder / f"{how}.pt")
+            for name, weight in iterate_weights(policy.model):
+                assert (weight - on_two[name]).abs().max() < 1e-9, (folder, how, name)
 
 
 def test_the_table_is_in_the_docs():
