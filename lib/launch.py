@@ -4,6 +4,7 @@ Test: `pytest tests/test_train.py tests/test_cli.py`. Read next: cli.py.
 """
 
 import asyncio
+import hashlib
 import json
 import math
 import os
@@ -66,6 +67,8 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
     distributed.join(world, timeout_seconds=600 + 4 * EXECUTION_SECONDS)
     out = open_folder(config, rank)
     trainer = trainer_class(config, out, rank, device)
+    if rank == 0:
+        check_questions(out, trainer.questions + trainer.heldout_questions)
     try:
         asyncio.run(run(trainer))
     except (SandboxError, EngineError) as error:
@@ -136,6 +139,26 @@ def load_questions(config, num_questions: int) -> tuple[list[Question], list[Que
             f"fewer than --questions {config.questions}"
         )
     return questions, heldout_questions
+
+
+def check_questions(out: pathlib.Path, questions: list[Question]) -> None:
+    """Keep a hash of the questions with the run's flags; a resumed run must have the same.
+
+    Raises UserError.
+    """
+    total = hashlib.sha256()
+    for question in questions:
+        parts = question.prompt, question.answer, question.entry, question.tests
+        total.update(repr(parts).encode("utf-8", "replace"))
+    digest = total.hexdigest()
+    saved = json.loads((out / "config.json").read_text())
+    if saved.get("questions_hash", digest) != digest:
+        raise UserError(
+            f"--resume: the questions of --tasks {saved['tasks']} are others than at the start of "
+            "the run: a file has changed"
+        )
+    text = json.dumps(saved | {"questions_hash": digest}, indent=1)
+    atomic_write(out / "config.json", text + "\n")
 
 
 def load(config, folder: pathlib.Path | None, device: str, questions: list[Question]) -> tuple:
@@ -264,6 +287,7 @@ def read_config(out: pathlib.Path, config_class):
     """The flags that a run was started with. Raises UserError."""
     try:
         saved = json.loads((out / "config.json").read_text())
+        saved.pop("questions_hash", None)
         saved["clip"] = tuple(saved["clip"])  # JSON has no tuples
         return config_class(**saved)
     except (OSError, ValueError, TypeError, KeyError):
@@ -320,5 +344,6 @@ def open_folder(config, rank: int) -> pathlib.Path:
     if config_file.exists() and "phase_steps" not in config_file.read_text():
         raise UserError(f"--out {out}: its config.json is not a run's; name another folder")
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write(config_file, json.dumps(asdict(config), indent=1) + "\n")
+    saved = json.loads(config_file.read_text()) if config.resume else {}  # questions_hash, too
+    atomic_write(config_file, json.dumps(saved | asdict(config), indent=1) + "\n")
     return out

@@ -11,6 +11,7 @@ Test: `pytest tests/test_train.py`. Read next: plots.py.
 
 import json
 import pathlib
+import secrets
 import time
 
 from lib.cli import log
@@ -124,7 +125,7 @@ class Records:
 def open_tracker(name: str, out: pathlib.Path):
     """A function (numbers, step) that sends metrics to TensorBoard or Weights & Biases.
 
-    Raises UserError if it is not installed.
+    Raises UserError if it is not installed, or if nobody is logged in.
     """
     if name == "none":
         return lambda numbers, step: None
@@ -132,7 +133,7 @@ def open_tracker(name: str, out: pathlib.Path):
         if name == "wandb":
             import wandb
 
-            return wandb.init(project="metaagent-x", name=out.name, dir=out).log
+            return open_wandb(wandb, out)
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(f"--tracker {name}: not installed; pip install {name}") from None
@@ -143,3 +144,16 @@ def open_tracker(name: str, out: pathlib.Path):
             writer.add_scalar(key, value, step)
 
     return send
+
+
+def open_wandb(wandb, out: pathlib.Path):
+    """The log function of this folder's run at W&B, which a resumed run goes on with."""
+    id_file = out / "wandb_id"
+    run_id = id_file.read_text() if id_file.exists() else secrets.token_hex(4)
+    try:
+        run = wandb.init(project="metaagent-x", name=out.name, dir=out, id=run_id, resume="allow")
+    except wandb.Error as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"--tracker wandb: {problem}") from None
+    atomic_write(id_file, run_id)
+    return run.log
