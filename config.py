@@ -31,8 +31,8 @@ class Config:
     reply_tokens: int = 48  # max new tokens per agent reply
     max_calls: int = 8  # max completions per execution
     max_length: int = 0
-    """Max tokens of a prompt and its completion together, and of a micro-batch of the update; 0 is
-    the model's own limit. The memory of an update depends on it."""
+    """Max tokens of a prompt and its completion together; 0 is the model's own limit. The memory of
+    an update depends on it."""
 
     # Credit and schedule
     stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
@@ -58,6 +58,9 @@ class Config:
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Precision of the forward pass; the weights are float32 (float64 with float64). auto: bfloat16
     on a GPU, else float32."""
+    batch_tokens: int = 0
+    """Max tokens of a micro-batch of the update, but for one sequence that is longer; 0: as many as
+    a sequence may have. The gradient does not depend on it."""
     checkpointing: bool = False  # recomputation of activations in the backward pass
     shard: bool = False  # weights, gradients and moments divided among the ranks (fully_shard)
 

@@ -61,7 +61,7 @@ class Learner:
         self.policy = policy
         self.engine = engine
         self.roles = roles  # which it plays
-        self.max_tokens = policy.max_length  # of a micro-batch
+        self.max_tokens = config.batch_tokens or policy.max_length
         self.is_sharded = distributed.is_sharded(config)
         self.model = distributed.wrap(CompletionLogprobs(policy), policy, self.is_sharded)
         self.reference_model = launch.load_reference(config, policy) if config.kl else None

@@ -42,6 +42,7 @@ FREE_FLAGS = {
     "out",
     "resume",
     "data_dir",
+    "batch_tokens",
     "checkpointing",
     "gpu_memory",
     "dry_run",
@@ -78,7 +79,7 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
             trainer.save_checkpoint()
         raise UserError(
             f"out of memory in step {trainer.step} ({str(error)[:80]}): try --checkpointing, or a "
-            f"lower --max-length; {go_on(out)}"
+            f"lower --batch-tokens; {go_on(out)}"
         ) from None
     except FloatingPointError as error:
         left = "has the last good weights" if checkpoint.find(out) else "has none yet"
@@ -298,7 +299,7 @@ def check(config, world: int) -> None:
     """Refuse what can't work, before anything is loaded. Raises UserError."""
     at_least_1 = "steps questions designs executions phase_steps design_tokens reply_tokens"
     cli.check_at_least(config, 1, f"{at_least_1} max_calls eval_size")
-    cli.check_at_least(config, 0, "eval_every save_every kl max_length")
+    cli.check_at_least(config, 0, "eval_every save_every kl max_length batch_tokens")
     if not config.importance_cap >= 0:
         raise UserError(f"--tis {config.tis}: the cap has to be 0 (off) or more")
     if not 0 < config.lr < math.inf:

@@ -119,7 +119,7 @@ class Plan:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a sequence and of a micro-batch."""
+        """Tokens of a sequence."""
         return self.config.max_length or self.config.design_tokens + 1024
 
 
@@ -151,7 +151,7 @@ def state_bytes(plan: Plan) -> dict[str, float]:
 def update_bytes(plan: Plan) -> dict[str, float]:
     """Bytes of a GPU during the update."""
     shape, config = plan.shape, plan.config
-    tokens = plan.max_length
+    tokens = max(plan.max_length, config.batch_tokens)  # at least one whole sequence
     copies = 0
     if plan.sharers > 1:
         # Two layers at a time, and the embeddings throughout, with their gradients.
@@ -201,7 +201,7 @@ def advice(plan: Plan) -> list[str]:
         if config.kl:
             changes.append("--kl 0: no reference model")
         if plan.max_length > 4096:
-            changes.append(f"--max-length {plan.max_length // 2}: smaller micro-batches")
+            changes.append(f"--max-length {plan.max_length // 2}: shorter sequences")
         return changes or ["more GPUs (with --shard) or larger ones"]
     if config.engine != "vllm":
         return ["--engine vllm: its cache has pages"] if sampling > plan.gpu_bytes else []

@@ -103,14 +103,11 @@ def lines(out):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def learner(max_tokens=None, **changes) -> train.Learner:
-    """A learner of the tiny model. max_tokens: of a micro-batch."""
+def learner(**changes) -> train.Learner:
+    """A learner of the tiny model."""
     policy = Policy(str(ROOT / "tiny"))
     both = {"designer", "executor"}
-    subject = train.Learner(Config(**changes), policy, HFEngine(policy), both)
-    if max_tokens is not None:
-        subject.max_tokens = max_tokens
-    return subject
+    return train.Learner(Config(**changes), policy, HFEngine(policy), both)
 
 
 def prompts(policy, count):

@@ -180,7 +180,9 @@ def test_out_of_memory_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(train.Learner, "accumulate_gradient", accumulate)
-    with pytest.raises(UserError, match="out of memory in step 1 .*--checkpointing.*--resume"):
+    with pytest.raises(
+        UserError, match="out of memory in step 1 .*--checkpointing.*--batch-tokens.*--resume"
+    ):
         train.main([*TWO_STEPS, "--questions", "6", "--design-tokens", "96", "--out", str(out)])
     state = torch.load(out / "checkpoint" / "trainer.pt", weights_only=True)
     assert state["step"] == 1
@@ -233,8 +235,7 @@ for folder in sys.argv[3:]:
     for shard in (False, True):
         policy = Policy(folder, dtype=torch.float64)
         asyncio.run(check_model(policy, HFEngine(policy)))
-        subject = train.Learner(Config(shard=shard), policy, None, {"executor"})
-        subject.max_tokens = 16
+        subject = train.Learner(Config(shard=shard, batch_tokens=16), policy, None, {"executor"})
         for _ in range(2):
             update = subject.update(batch([1.0, -1.0, 0.5] if rank == 0 else [-0.5]))
             assert update["grad_norm"] > 0
@@ -256,8 +257,7 @@ def test_updates_on_two_ranks(zoo, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     for folder in folders:
         policy, _ = check(folder, dtype=torch.float64)
-        subject = train.Learner(Config(), policy, None, {"executor"})
-        subject.max_tokens = 16
+        subject = train.Learner(Config(batch_tokens=16), policy, None, {"executor"})
         for _ in range(2):
             subject.update(batch([1.0, -1.0, 0.5]) + batch([-0.5]))
         for how in ("ddp", "shard"):

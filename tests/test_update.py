@@ -54,8 +54,8 @@ ADVANTAGES = [1.0, -1.0, 0.5, 0.25, -0.5, 2.0, -2.0, 0.1]
 
 
 def test_micro_batches_do_not_change_the_update():
-    one = learner(max_tokens=100_000).update(batch(ADVANTAGES))
-    eight = learner(max_tokens=1).update(batch(ADVANTAGES))
+    one = learner(batch_tokens=100_000).update(batch(ADVANTAGES))
+    eight = learner(batch_tokens=1).update(batch(ADVANTAGES))
     assert one["loss"] == pytest.approx(eight["loss"], rel=1e-5)
     assert one["grad_norm"] == pytest.approx(eight["grad_norm"], rel=1e-4)
 
@@ -116,7 +116,7 @@ def test_memory_of_an_update_does_not_grow_with_the_number_of_samples():
     """Bytes that autograd keeps at any one time: 48 samples of one question, and of six."""
     peaks = []
     for num_questions in (1, 6):
-        subject = learner(max_tokens=256)
+        subject = learner(batch_tokens=256)
         live, peak = [0], [0]
 
         class Kept:
@@ -154,8 +154,8 @@ rank = int(os.environ["RANK"])
 torch.set_num_threads(1)
 join(2, 60)
 policy = Policy(sys.argv[1] + "/tiny", dtype=torch.float64)
-subject = train.Learner(Config(shard=sys.argv[3] == "shard"), policy, None, {"executor"})
-subject.max_tokens = 16
+config = Config(shard=sys.argv[3] == "shard", batch_tokens=16)
+subject = train.Learner(config, policy, None, {"executor"})
 for _ in range(2):
     subject.update(batch([1.0, -1.0] * 3 if rank == 0 else [1.0]))
 weights = dict(iterate_weights(policy.model))
