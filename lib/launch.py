@@ -27,7 +27,7 @@ from lib.cli import flag_name, log
 from lib.errors import EngineError, SandboxError, UserError
 from lib.files import atomic_write, complete_lines
 from lib.model_check import check_designer_prompt, check_model
-from lib.ways import set_attention
+from lib.ways import set_attention, set_way
 from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
 
@@ -176,12 +176,17 @@ def load(config, folder: pathlib.Path | None, device: str, questions: list[Quest
     )
     if config.fixed_design is None:
         check_designer_prompt(policy, questions)
-    if int(os.environ.get("RANK", 0)) == 0:
+    is_first_rank = int(os.environ.get("RANK", 0)) == 0
+    if is_first_rank:
         check_saving(policy, pathlib.Path(config.out))
     # The engine comes first: the learner divides the weights.
     engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
     if not config.skip_check:
-        policy.note = asyncio.run(check_model(policy, engine, config.checkpointing))
+        check = check_model(policy, engine, config.checkpointing)
+        note = asyncio.run(check) if is_first_rank else ""
+        # All ranks compute the model as the first one found it right.
+        policy.note, way = distributed.all_gather([(note, policy.way)])[0]
+        set_way(policy, engine, way)
     torch.manual_seed(config.seed)
     return policy, engine
 

@@ -5,9 +5,9 @@
     shared     the trainer's rows of several samples with a common beginning
     itself     transformers' eager forward: one sequence, no padding, no cache
 
-All in the mode in which the run trains. Where they differ from the model itself, the next of WAYS
-is tried; where none is left, the model is refused. So a policy is never trained under another
-distribution than it was sampled from.
+All in the mode in which the run trains, and where the weights are then: with --shard that is the
+CPU. Where they differ from the model itself, the next of WAYS is tried; where none is left, the
+model is refused. So a policy is never trained under another distribution than it was sampled from.
 
 Test: `pytest tests/test_models.py`. Read next: attention.py.
 """
@@ -135,7 +135,7 @@ async def measure(policy, engine, checkpointing: bool) -> dict[str, torch.Tensor
     set_training(policy.model, checkpointing)
     try:
         for name in rows:
-            logprobs_K, _ = trainer(collate_rows(rows[name], policy.pad_id, policy.device))
+            logprobs_K, _ = trainer(collate_rows(rows[name], policy.pad_id, policy.model.device))
             gaps[name] = logprobs_K.detach().cpu() - itself_K
     finally:
         set_training(policy.model, False)
@@ -173,11 +173,11 @@ def make_prompts(policy) -> list[tuple[int, ...]]:
 def own_logprobs(policy, sample: Sample) -> torch.Tensor:
     """The model's own log-probabilities of a completion: eager attention, no padding, no cache."""
     model, way = policy.model, policy.way
-    ids = torch.tensor([sample.prompt_ids + sample.completion_ids], device=policy.device)
+    ids = torch.tensor([sample.prompt_ids + sample.completion_ids], device=model.device)
     is_bf16 = policy.dtype == torch.bfloat16
     set_attention(model, "eager")
     try:
-        with torch.autocast(policy.device.type, policy.dtype, enabled=is_bf16):
+        with torch.autocast(model.device.type, policy.dtype, enabled=is_bf16):
             logits_T_V = model(input_ids=ids, use_cache=False).logits[0]
     finally:
         set_attention(model, way.attention)

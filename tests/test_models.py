@@ -266,5 +266,12 @@ def test_updates_on_two_ranks(zoo, tmp_path):
                 assert (weight - on_two[name]).abs().max() < 1e-9, (folder, how, name)
 
 
+def test_weights_that_wait_on_the_cpu_are_checked_there(zoo):
+    """With --shard they are not on the device yet; here that is one that can't compute at all."""
+    here, folder = Policy(str(zoo / "Llama")), str(zoo / "Llama")
+    policy = Policy(folder, device="meta", load_device="cpu")
+    assert "agree" in asyncio.run(check_model(policy, HFEngine(here)))
+
+
 def test_the_table_is_in_the_docs():
     assert table() in (ROOT / "docs" / "models.md").read_text()
