@@ -6,10 +6,12 @@ them. A flag that is given wins over its preset.
 Test: `pytest tests/test_cli.py tests/test_config.py`. Read next: train.py.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
+FINAL_LR = 0.3  # of the learning rate, at the end of a cosine; the original's
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,17 @@ class Config:
 
     # Update
     lr: float = 3e-4  # learning rate of AdamW, constant
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up. cosine: down to 0.3 of --lr at the last of --steps."""
+    warmup: int = 0  # steps in which the learning rate rises from 0 to --lr
+    minibatches: int = 1
+    """Optimizer steps per rollout, each on a part of its samples; fewer where a part would have
+    less than 16."""
+    loss_mean: Literal["token", "execution"] = "token"
+    """What the loss of a role is a mean over. execution: of the tokens of each trajectory first, so
+    that a long one weighs no more."""
     clip: tuple[float, float] = (0.2, 0.2)  # clip range of the ratio, below and above 1
+    dual_clip: float = 0.0  # bound of the loss of a negative advantage, in advantages; 0: none
     kl: float = 0.0  # weight of the KL term to the starting model
     tis: float | None = None
     """Cap of the importance weights that correct for the sampler's log-probabilities; 0 is off. The
@@ -81,6 +93,21 @@ class Config:
     tracker: Literal["none", "tensorboard", "wandb"] = "none"  # tracker that also gets the metrics
     out: str | None = None  # folder of the run; default runs/DATE-TIME
     resume: bool = False  # continuation of the run in --out, with its flags
+
+    def learning_rate(self, step: int) -> float:
+        """Of the update after `step` updates: linear warm-up, then constant or half a cosine.
+
+        >>> config = Config(lr=1.0, warmup=2, lr_schedule="cosine", steps=12)
+        >>> [round(config.learning_rate(step), 2) for step in (0, 1, 2, 7, 11)]
+        [0.5, 1.0, 1.0, 0.65, 0.32]
+        """
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.lr_schedule == "constant":
+            return self.lr
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return self.lr * (FINAL_LR + (1 - FINAL_LR) * cosine)
 
     @property
     def importance_cap(self) -> float:
@@ -116,6 +143,10 @@ PAPER = replace(
     questions=8,
     phase_steps=30,
     lr=5e-6,
+    warmup=10,
+    lr_schedule="cosine",
+    minibatches=16,
+    dual_clip=3.0,
     design_tokens=8192,
     reply_tokens=8192,
     max_calls=16,

@@ -155,6 +155,7 @@ class Sample:
     old_logprobs: tuple[float, ...]  # of the policy that sampled it
     advantage: float
     role: str  # "designer" or "executor"
+    weight: float = 1.0  # of each of its tokens in the mean over its role's
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)

@@ -147,7 +147,9 @@ def load(spec: str, split="heldout", seed=0, size=1000, data_dir: str | None = N
 
     Args:
         spec: names or paths, comma-separated, each with an optional weight
-            (`gsm8k:0.7,arithmetic:0.3`). -NAME drops questions that are also in the set NAME.
+            (`gsm8k:0.7,arithmetic:0.3`): its share of the training questions, for which those of a
+            small set are repeated. Without any weight, sets are as large as they are. -NAME drops
+            questions that are also in the set NAME.
         split: "train" or "heldout" (disjoint by the text of the question), or "all" (benchmarks as
             they are).
         size: max questions. The same arguments give the same questions.
@@ -156,25 +158,37 @@ def load(spec: str, split="heldout", seed=0, size=1000, data_dir: str | None = N
         UserError: an unknown set, a file that can't be read, no question left.
     """
     included, excluded = parse_spec(spec)
-    total_weight = sum(weight for _, weight in included)
+    weights = [weight or 1.0 for _, weight in included]
     sets = []
-    for name, weight in included:
-        share = max(1, round(size * weight / total_weight))
+    for (name, _), weight in zip(included, weights):
+        share = max(1, round(size * weight / sum(weights)))
         questions = load_set(name, split, seed, share, data_dir)[:share]
         if not questions:
             raise UserError(f"--tasks {name}: no question is left in split {split!r}")
         sets.append(questions)
-    questions = interleave(sets)
     for name in excluded:
-        questions = without(questions, name, seed, data_dir)
-    return questions
+        sets = without(sets, name, seed, data_dir)
+    if split == "train" and any(weight for _, weight in included):
+        sets = in_proportion(sets, weights)
+    return interleave(sets)
 
 
-def parse_spec(spec: str) -> tuple[list[tuple[str, float]], list[str]]:
+def in_proportion(sets: list[list], weights: list[float]) -> list[list]:
+    """Sets whose lengths are as their weights, by repeating what is too small.
+
+    >>> in_proportion([["a", "b", "c", "d"], ["x"]], [0.5, 0.25])
+    [['a', 'b', 'c', 'd'], ['x', 'x']]
+    """
+    size_of_one = max(len(items) / weight for items, weight in zip(sets, weights))
+    lengths = [round(size_of_one * weight) for weight in weights]
+    return [list(itertools.islice(itertools.cycle(s), n)) for s, n in zip(sets, lengths)]
+
+
+def parse_spec(spec: str) -> tuple[list[tuple[str, float | None]], list[str]]:
     """(sets with their weights, sets whose questions are dropped). Raises UserError.
 
     >>> parse_spec("rg:gcd,leg_counting,gsm8k:0.5,-math500")
-    ([('rg:gcd', 1.0), ('rg:leg_counting', 1.0), ('gsm8k', 0.5)], ['math500'])
+    ([('rg:gcd', None), ('rg:leg_counting', None), ('gsm8k', 0.5)], ['math500'])
     """
     included, excluded = [], []
     in_generators = False  # rg:a,b is rg:a,rg:b
@@ -187,10 +201,10 @@ def parse_spec(spec: str) -> tuple[list[tuple[str, float]], list[str]]:
         if item.startswith("-"):
             excluded.append(item[1:])
             continue
-        name, weight = item, 1.0
+        name, weight = item, None
         if match := re.fullmatch(r"(.+):(-?\d*\.?\d+)", item):
             name, weight = match[1], float(match[2])
-        if weight <= 0:
+        if weight is not None and weight <= 0:
             raise UserError(f"--tasks {item}: the weight must be a positive number")
         is_file = name.endswith(".jsonl") or os.sep in name
         is_known = name.split("@")[0] in NAMES or is_file
@@ -303,17 +317,17 @@ def load_generator(name: str, split: str, seed: int, size: int) -> list[Question
     return list(questions.values())
 
 
-def without(questions: list[Question], name: str, seed: int, data_dir: str | None):
-    """`questions` without near-duplicates of the questions of another set. Raises UserError."""
+def without(sets: list[list[Question]], name: str, seed: int, data_dir: str | None):
+    """Sets without near-duplicates of the questions of another one. Raises UserError."""
     from benchmarks.datasets import Shingles, overlap
 
     others = load_set(name, "all", seed, 1 << 30, data_dir)
     shingles = Shingles(question.prompt for question in others)
-    left = [question for question in questions if not overlap(question.prompt, shingles)]
-    num_dropped = len(questions) - len(left)
-    log.info(f"-{name}: {num_dropped} of {len(questions)} questions dropped")
-    if not left:
-        raise UserError(f"--tasks -{name}: no question is left")
+    left = [[q for q in questions if not overlap(q.prompt, shingles)] for questions in sets]
+    num_before, num_left = sum(map(len, sets)), sum(map(len, left))
+    log.info(f"-{name}: {num_before - num_left} of {num_before} questions dropped")
+    if not all(left):
+        raise UserError(f"--tasks -{name}: no question is left of a set")
     return left
 
 

@@ -4,13 +4,8 @@
     torchrun --nproc_per_node 8 train.py --preset paper        Qwen3-8B, on eight GPUs
 
 `Trainer.train_step` is the algorithm: roll out, assign credit, update the shared weights. `Learner`
-is the update: one clipped policy-gradient step, whose loss is a mean over the completion tokens of
-all ranks.
-
-Deviations from the paper: (1) one update per rollout, so the ratio is about 1 and clip rarely acts;
-the original makes tens. (2) --stage both takes one token mean over both roles; the original
-updates them one after the other. (3) No dual clip (the original code: 3.0), no warm-up or decay of
-the learning rate. (4) --tis corrects for the difference between vLLM and the trainer.
+is the update: clipped policy-gradient steps, one for each of --minibatches, whose loss is a mean
+over each role's completion tokens, of all ranks.
 
 Test: `pytest tests/test_train.py tests/test_update.py`. Read next: policy.py.
 """
@@ -37,8 +32,9 @@ from data_types import Question, Sample, Tree
 from designer import FIXED_DESIGNS
 from executor import Runtime
 from lib import checkpoint, cli, distributed, launch, metrics
-from lib.distributed import all_gather, all_reduce_max, all_reduce_sum, world_size
+from lib.distributed import all_gather, world_size
 from lib.heldout import evaluate_heldout
+from lib.minibatches import MiniBatch, make_minibatches
 from lib.model_check import check_alive
 from lib.prefix_sharing import MicroBatch, make_micro_batches
 from lib.records import Records
@@ -49,7 +45,6 @@ from sandbox import Sandbox
 
 WEIGHT_DECAY = 0.01  # of AdamW; the paper's
 GRAD_CLIP = 1.0  # largest norm of the gradient; the paper's
-DUAL_CLIP = None  # bounds the loss of a negative advantage
 TRAIN_QUESTIONS = 50_000  # max questions to train on
 
 
@@ -64,6 +59,7 @@ class Learner:
         self.max_tokens = config.batch_tokens or policy.max_length
         self.is_sharded = distributed.is_sharded(config)
         self.model = distributed.wrap(CompletionLogprobs(policy), policy, self.is_sharded)
+        self.uses_ddp = isinstance(self.model, DistributedDataParallel)
         self.reference_model = launch.load_reference(config, policy) if config.kl else None
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY
@@ -73,72 +69,71 @@ class Learner:
         self.num_bad_steps = 0  # in a row
 
     def update(self, samples: list[Sample]) -> dict:
-        """One policy-gradient step; the loss is a mean over the completion tokens of all ranks."""
-        num_tokens = all_reduce_sum(sum(len(s.completion_ids) for s in samples))
-
-        # Samples with advantage 0 have no gradient but for the KL term: they only count above.
-        samples = [s for s in samples if s.advantage != 0 or self.config.kl]
-        num_trained = all_reduce_sum(sum(len(s.completion_ids) for s in samples))
+        """A policy-gradient step on each mini-batch of all ranks' samples."""
         stats = metrics.LossStats()
-        if num_trained == 0:  # nothing to learn from, on any rank
-            return {**stats.means(0, 0), "grad_norm": 0.0, "trained_tokens": 0, "skipped": 0}
+        minibatches = make_minibatches(samples, self.config.minibatches, bool(self.config.kl))
+        minibatches = [minibatch for minibatch in minibatches if minibatch.num_trained]
+        steps = []
+        for minibatch in minibatches:
+            micro_batches = make_micro_batches(minibatch.samples, self.max_tokens, self.policy)
+            if len(minibatches) > 1:  # the ratio refers to the policy before the first step
+                for micro_batch in micro_batches:
+                    micro_batch.keep_old_logprobs(self.model)
+            steps.append((minibatch, micro_batches))
+        grad_norms = [self.step(*step, stats) for step in steps]
+        num_trained = sum(minibatch.num_trained for minibatch in minibatches)
+        return {
+            **stats.means(len(minibatches), num_trained),
+            "grad_norm": metrics.mean(grad_norms),
+            "trained_tokens": num_trained,
+            "skipped": sum(not math.isfinite(norm) for norm in grad_norms),
+        }
 
-        # A backward pass is collective: every rank has to make the same number of them.
-        micro_batches = make_micro_batches(samples, self.max_tokens, self.policy)
-        num_passes = int(all_reduce_max(len(micro_batches)))
-        pad = (self.policy.pad_id,)
-        empty = MicroBatch([Sample(pad, pad, (0.0,), 0.0, "executor")])
-        micro_batches += [empty] * (num_passes - len(micro_batches))
-
+    def step(self, minibatch: MiniBatch, micro_batches: list[MicroBatch], stats) -> float:
+        """One step of the optimizer. Returns the norm of the gradient."""
         set_training(self.policy.model, self.config.checkpointing)
-        uses_ddp = isinstance(self.model, DistributedDataParallel)
-        for i, micro_batch in enumerate(micro_batches):
+        for micro_batch in micro_batches:
             # DDP exchanges gradients once, in the last backward pass.
-            is_last = i == num_passes - 1
-            with self.model.no_sync() if uses_ddp and not is_last else contextlib.nullcontext():
-                logprobs_K = self.accumulate_gradient(micro_batch, num_tokens, stats)
+            waits = self.uses_ddp and micro_batch is not micro_batches[-1]
+            with self.model.no_sync() if waits else contextlib.nullcontext():
+                logprobs_K = self.accumulate_gradient(micro_batch, minibatch, stats)
         set_training(self.policy.model, False)
 
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), GRAD_CLIP)
         grad_norm = distributed.full_tensor(norm).item()
         self.step_optimizer(grad_norm)
         check_alive(self, micro_batch, logprobs_K)
-        return {
-            **stats.means(num_tokens, num_trained),
-            "grad_norm": grad_norm,
-            "trained_tokens": int(num_trained),
-            "skipped": int(not math.isfinite(grad_norm)),
-        }
+        return grad_norm
 
-    def accumulate_gradient(self, micro_batch: MicroBatch, num_tokens: float, stats):
+    def accumulate_gradient(self, micro_batch: MicroBatch, minibatch: MiniBatch, stats):
         """Forward and backward of one micro-batch. Returns its logprobs_K."""
-        device = self.policy.device
-        samples = micro_batch.samples
-        batch = micro_batch.collate(self.policy.pad_id, device)
+        config, batch = self.config, micro_batch.batch
         logprobs_K, entropy_K = self.model(batch)
-        old_logprobs = [logprob for s in samples for logprob in s.old_logprobs]
-        advantages = [s.advantage for s in samples for _ in s.completion_ids]
-        sampler_logprobs_K = torch.tensor(old_logprobs, device=device, dtype=logprobs_K.dtype)
-        advantages_K = torch.tensor(advantages, device=device, dtype=logprobs_K.dtype)
+        sampler_logprobs_K, advantages_K = micro_batch.per_token(logprobs_K)
+        weights_K = minibatch.weights_K(micro_batch.samples, logprobs_K)
+        policy_logprobs_K = micro_batch.old_logprobs_K  # before the first of several steps
+        if policy_logprobs_K is None:
+            policy_logprobs_K = logprobs_K.detach()
 
-        old_logprobs_K, weights_K = sampler_logprobs_K, 1.0
-        if cap := self.config.importance_cap:
-            # With one update per rollout, the policy before the update is the current one.
-            old_logprobs_K = logprobs_K.detach()
-            weights_K = importance_weights(old_logprobs_K, sampler_logprobs_K, cap)
+        old_logprobs_K, importance_K = sampler_logprobs_K, 1.0
+        if cap := config.importance_cap:
+            old_logprobs_K = policy_logprobs_K
+            importance_K = importance_weights(policy_logprobs_K, sampler_logprobs_K, cap)
         loss_K, loss_stats = policy_loss(
-            logprobs_K, old_logprobs_K, advantages_K, self.config.clip, DUAL_CLIP
+            logprobs_K, old_logprobs_K, advantages_K, config.clip, config.dual_clip or None
         )
-        loss_K = loss_K * weights_K
-        if self.config.kl:
+        loss_K = loss_K * importance_K
+        if config.kl:
             with torch.no_grad():
                 reference_logprobs_K, _ = self.reference_model(batch)
-            loss_K = loss_K + self.config.kl * kl_penalty(logprobs_K, reference_logprobs_K)
+            loss_K = loss_K + config.kl * kl_penalty(logprobs_K, reference_logprobs_K)
 
         # The ranks' gradients are averaged; multiplying by their number makes that a sum.
-        (loss_K.sum() * world_size() / num_tokens).backward()
-        gap = metrics.mismatch(logprobs_K, sampler_logprobs_K)
-        stats.add(loss=loss_K.sum(), entropy=entropy_K.sum(), **loss_stats, **gap)
+        loss = (loss_K * weights_K).sum() / minibatch.num_tokens
+        (loss * world_size()).backward()
+        if not micro_batch.is_empty:
+            gap = metrics.mismatch(policy_logprobs_K, sampler_logprobs_K)
+            stats.add(loss=loss, entropy=entropy_K.sum(), **loss_stats, **gap)
         return logprobs_K.detach()
 
     def step_optimizer(self, grad_norm: float) -> None:
@@ -150,7 +145,7 @@ class Learner:
             self.num_bad_steps += 1
         if self.num_bad_steps == 3:
             raise FloatingPointError("the gradient was not finite in three steps in a row")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.uses_ddp)  # DDP's are parts of its buckets
 
 
 class Trainer:
@@ -196,11 +191,13 @@ class Trainer:
         executor_adv_Q_M_N = executor_advantages(
             rewards_Q_M_N, valid_Q_M_N, group=config.executor_group
         )
-        samples = make_samples(trees, designer_adv_Q_M, executor_adv_Q_M_N, roles)
-        update_metrics = await self.update(samples)
+        advantages = designer_adv_Q_M, executor_adv_Q_M_N
+        update_metrics = await self.update(
+            make_samples(trees, *advantages, roles, config.loss_mean)
+        )
         self.clock.lap("update")
 
-        self.records.keep_episode(step, trees, designer_adv_Q_M, executor_adv_Q_M_N, self)
+        self.records.keep_episode(step, trees, *advantages, self)
         return {
             "step": step,
             "trained_roles": sorted(roles),
@@ -215,6 +212,8 @@ class Trainer:
         updates = []
         for learner in self.learners:
             await learner.engine.sleep()
+            for group in learner.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate(self.step)
             updates.append(learner.update([s for s in samples if s.role in learner.roles]))
             learner.engine.update_weights(distributed.iterate_weights(learner.policy.model))
         return metrics.merge_updates(updates)
@@ -259,23 +258,29 @@ class Trainer:
         self.records.draw()
 
 
-def make_samples(trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles) -> list[Sample]:
+def make_samples(
+    trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles, loss_mean="token"
+) -> list[Sample]:
     """The completions of `roles`, each with its trajectory's advantage; valid executions only."""
     samples = []
 
-    def add(completion, advantage, role):  # completion: a Design or a Call
-        ids = completion.prompt_ids, completion.completion_ids
-        samples.append(Sample(*ids, completion.logprobs, advantage.item(), role))
+    def add(completions, advantage, role):  # those of a trajectory: a Design, or Calls
+        num_tokens = sum(len(completion.completion_ids) for completion in completions)
+        weight = 1 / num_tokens if loss_mean == "execution" and num_tokens else 1.0
+        for c in completions:
+            sample = Sample(
+                c.prompt_ids, c.completion_ids, c.logprobs, advantage.item(), role, weight
+            )
+            samples.append(sample)
 
     for q, tree in enumerate(trees):
         for m, (design, executions) in enumerate(zip(tree.designs, tree.executions)):
             is_valid = any(execution.valid for execution in executions)
             if "designer" in roles and is_valid and design.completion_ids:
-                add(design, designer_adv_Q_M[q, m], "designer")
+                add([design], designer_adv_Q_M[q, m], "designer")
             for n, execution in enumerate(executions):
                 if "executor" in roles and execution.valid:
-                    for call in execution.calls:
-                        add(call, executor_adv_Q_M_N[q, m, n], "executor")
+                    add(execution.calls, executor_adv_Q_M_N[q, m, n], "executor")
     return samples
 
 

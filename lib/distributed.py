@@ -25,6 +25,10 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_sharded(config) -> bool:
     """Whether the weights are divided among the ranks."""
     return config.shard and world_size() > 1

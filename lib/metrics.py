@@ -213,7 +213,7 @@ def mismatch(logprobs_K, sampler_logprobs_K) -> dict:
 
 
 class LossStats:
-    """Sums over the tokens of an update, and maxima (names that end in _max)."""
+    """Sums over the tokens of an update, and maxima (names that end in _max); the steps' losses."""
 
     NAMES = (
         "loss",
@@ -236,9 +236,9 @@ class LossStats:
             else:
                 self.sums[name] += value.item()
 
-    def means(self, num_tokens: float, num_trained_tokens: float) -> dict:
-        """Means over the tokens of all ranks: the loss over all, the rest over trained ones."""
-        means = {"loss": all_reduce_sum(self.sums["loss"]) / max(num_tokens, 1)}
+    def means(self, num_steps: int, num_trained_tokens: float) -> dict:
+        """Means over the trained tokens of all ranks; the loss over the optimizer's steps."""
+        means = {"loss": all_reduce_sum(self.sums["loss"]) / max(num_steps, 1)}
         for name in self.NAMES[1:]:
             if name.endswith("_max"):
                 means[name] = all_reduce_max(self.sums[name])

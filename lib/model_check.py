@@ -91,7 +91,7 @@ def check_alive(learner, micro_batch, logprobs_K) -> None:
     update has destroyed the model.
     """
     policy = learner.policy
-    new_logprobs_K, _ = learner.model(micro_batch.collate(policy.pad_id, policy.device))
+    new_logprobs_K, _ = learner.model(micro_batch.batch)
     before, after = logprobs_K.mean().item(), new_logprobs_K.mean().item()
     blind = -0.99 * math.log(len(policy.tokenizer))
     is_trained = any(sample.advantage for sample in micro_batch.samples)

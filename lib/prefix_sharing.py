@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from data_types import Sample
+from lib.distributed import all_reduce_max
 from lib.ways import text_config
-from policy import Batch, collate
+from policy import Batch
 
 LONGEST_ROW = 4096  # tokens of a row of several samples: its mask is T x T
 
@@ -149,15 +150,26 @@ def micro_batches(rows: list, max_tokens: int) -> list[list]:
 class MicroBatch:
     """Rows that go through the model together; a row is a sample, or several as a trie."""
 
-    def __init__(self, rows: list):
+    def __init__(self, rows: list[Row], policy, is_empty: bool = False):
         self.rows = rows
-        self.samples = []  # in the order of the completion tokens
-        for row in rows:
-            self.samples += row.samples if isinstance(row, Row) else [row]
+        self.policy = policy
+        self.is_empty = is_empty  # nothing but one token that does not count
+        self.samples = [sample for row in rows for sample in row.samples]
+        self.old_logprobs_K = None  # of the policy before the first of several steps
 
-    def collate(self, pad_id: int, device="cpu") -> Batch:
-        collate_kind = collate_rows if isinstance(self.rows[0], Row) else collate
-        return collate_kind(self.rows, pad_id, device)
+    @property
+    def batch(self) -> Batch:
+        return collate_rows(self.rows, self.policy.pad_id, self.policy.device)
+
+    @torch.no_grad()
+    def keep_old_logprobs(self, model) -> None:
+        self.old_logprobs_K, _ = model(self.batch)
+
+    def per_token(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sampler_logprobs_K, advantages_K), on the device of `like` and as precise."""
+        logprobs = [logprob for s in self.samples for logprob in s.old_logprobs]
+        advantages = [s.advantage for s in self.samples for _ in s.completion_ids]
+        return like.new_tensor(logprobs), like.new_tensor(advantages)
 
 
 def make_rows(samples: list[Sample], max_tokens: int, policy) -> list[Row]:
@@ -169,6 +181,14 @@ def make_rows(samples: list[Sample], max_tokens: int, policy) -> list[Row]:
 
 
 def make_micro_batches(samples: list[Sample], max_tokens: int, policy) -> list[MicroBatch]:
-    """Samples in micro-batches of at most max_tokens padded tokens."""
+    """Samples in micro-batches of at most max_tokens padded tokens. Collective.
+
+    A pass through the model is collective, too: every rank makes as many, some on nothing.
+    """
     rows = make_rows(samples, min(max_tokens, LONGEST_ROW), policy)
-    return [MicroBatch(group) for group in micro_batches(rows, max_tokens)]
+    batches = [MicroBatch(group, policy) for group in micro_batches(rows, max_tokens)]
+    pad = (policy.pad_id,)
+    nothing = make_row([Sample(pad, pad, (0.0,), 0.0, "executor", weight=0.0)])
+    for _ in range(int(all_reduce_max(len(batches))) - len(batches)):
+        batches.append(MicroBatch([nothing], policy, is_empty=True))
+    return batches

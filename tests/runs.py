@@ -1,4 +1,4 @@
-"""Training runs as the tests start them: small, in a process of their own."""
+"""Training runs as the tests start them: small, in this process or in one of their own."""
 
 import subprocess
 import sys
@@ -6,6 +6,8 @@ import time
 
 from conftest import ROOT, SMALL_RUN, lines
 from safetensors.torch import load_file
+
+import train
 
 
 def start(*arguments, launcher=(), flags=SMALL_RUN):
@@ -26,8 +28,12 @@ def finish(process, expected=0):
     return out, err
 
 
-def train_run(*arguments, **options):
-    return finish(start(*arguments, **options))
+def train_run(*arguments, launcher=(), flags=SMALL_RUN):
+    """A run to its end: by a launcher, or in this process, which saves the imports."""
+    if launcher:
+        finish(start(*arguments, launcher=launcher, flags=flags))
+    else:
+        train.main([str(argument) for argument in (*flags, *arguments)])
 
 
 def weights(out, folder="checkpoint"):

@@ -22,7 +22,7 @@ designer lib/chat lib/checkpoint lib/cli lib/files lib/messages lib/metrics jail
 lib/loading
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/heldout lib/plots lib/statistics jail/child
-sandbox lib/memory lib/prefix_sharing jail/server
+sandbox lib/memory lib/minibatches lib/prefix_sharing jail/server
 lib/model_check
 benchmarks/code_grading
 benchmarks/datasets lib/tools lib/votes

@@ -53,3 +53,22 @@ def test_half_a_surrogate_pair_is_refused(tmp_path):
     path.write_text('{"question": "fine"}\n{"question": "half \\ud83d"}\n')
     with pytest.raises(UserError, match="rows.jsonl, line 2: half of a surrogate pair"):
         read_jsonl(path)
+
+
+def test_weights_are_shares_of_the_training_questions(tmp_path):
+    """Files in the proportions of the published sets: 50, 35 and 15 %, and each in nearly every
+    step of eight questions."""
+    sizes, weights = {"math": 5300, "apps": 360, "contests": 1300}, (0.5, 0.35, 0.15)
+    names = []
+    for (name, size), weight in zip(sizes.items(), weights):
+        rows = [json.dumps({"question": f"{name} {i}?", "answer": i}) for i in range(size)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        names.append(f"{tmp_path}/{name}.jsonl:{weight}")
+    questions = tasks.load(",".join(names), "train", 0, 50_000)
+    drawn = [tasks.questions_of_step(questions, 8, step, 0) for step in range(200)]
+    for name, weight in zip(sizes, weights):
+        counts = [sum(q.family == name for q in step) for step in drawn]
+        assert sum(counts) / 1600 == pytest.approx(weight, abs=0.02)
+        assert all(sum(counts[i : i + 2]) > 0 for i in range(199))
+    heldout = tasks.load(",".join(names), "heldout", 0, 1000)
+    assert len({q.prompt for q in heldout}) == len(heldout)

@@ -27,7 +27,7 @@ from sandbox import Sandbox
 def straight(tmp_path_factory):
     """Six steps without a stop: what the interrupted runs must equal."""
     out = tmp_path_factory.mktemp("straight") / "run"
-    stdout, _ = train_run("--steps", 6, "--out", out)
+    stdout, _ = finish(start("--steps", 6, "--out", out))
     return out, stdout
 
 
