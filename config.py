@@ -29,6 +29,9 @@ class Config:
     questions: int = 12  # questions per step, over all ranks (Q)
     designs: int = 8  # designs per question (M)
     executions: int = 2  # executions per design (N)
+    resample: int = 0
+    """Dynamic sampling: how often questions whose executions all got the same reward are replaced
+    by further ones."""
     design_tokens: int = 96  # max new tokens per design
     reply_tokens: int = 48  # max new tokens per agent reply
     max_calls: int = 8  # max completions per execution

@@ -294,8 +294,13 @@ async def run(config: Config) -> list[Result]:
 
 async def load(config: Config, model: str, kind: str) -> tuple:
     """(engine, policy) of a model in this process. Raises UserError."""
-    path = cli.model_path(model)
-    policy = Policy(path, cli.load_device(), config.max_length, cli.load_dtype(config.dtype))
+    policy = Policy(
+        cli.model_path(model),
+        cli.load_device(),
+        config.max_length,
+        cli.load_dtype(config.dtype),
+        load_device="cpu" if kind == "vllm" else None,  # vLLM has weights of its own
+    )
     engine = open_engine(kind, policy, gpu_memory=config.gpu_memory)
     if not config.skip_check:
         said = await check_model(policy, engine)

@@ -271,8 +271,12 @@ async def collect(config: Config, out: pathlib.Path) -> int:
 
         engine = policy = ChatEngine(config.teacher, config.teacher_model)
     else:
-        path = cli.model_path(config.teacher)
-        policy = Policy(path, cli.load_device(), dtype=cli.load_dtype(config.dtype))
+        policy = Policy(
+            cli.model_path(config.teacher),
+            cli.load_device(),
+            dtype=cli.load_dtype(config.dtype),
+            load_device="cpu" if config.engine == "vllm" else None,  # vLLM has its own weights
+        )
         engine = open_engine(config.engine, policy, gpu_memory=0.8)
         if not config.skip_check:
             await check_model(policy, engine)

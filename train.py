@@ -32,12 +32,13 @@ from data_types import Question, Sample, Tree
 from designer import FIXED_DESIGNS
 from executor import Runtime
 from lib import checkpoint, cli, distributed, launch, metrics
-from lib.distributed import all_gather, world_size
+from lib.distributed import all_gather, all_reduce_sum, world_size
 from lib.heldout import evaluate_heldout
-from lib.minibatches import MiniBatch, make_minibatches
+from lib.minibatches import MiniBatch, make_minibatches, make_samples
 from lib.model_check import check_alive
 from lib.prefix_sharing import MicroBatch, make_micro_batches
 from lib.records import Records
+from lib.resampling import replace_ties
 from lib.ways import set_training
 from policy import CompletionLogprobs, Policy
 from rollout import Rollout, stack_rewards
@@ -62,7 +63,10 @@ class Learner:
         self.uses_ddp = isinstance(self.model, DistributedDataParallel)
         self.reference_model = launch.load_reference(config, policy) if config.kl else None
         self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY
+            policy.model.parameters(),
+            lr=config.lr,
+            weight_decay=WEIGHT_DECAY,
+            fused=policy.device.type == "cuda",
         )
         if config.checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -170,17 +174,12 @@ class Trainer:
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
     async def train_step(self, step: int) -> dict:
-        """One step of the algorithm: roll out, assign credit, update, publish the new weights."""
+        """One step of the algorithm: roll out, assign credit, update."""
         config = self.config
         roles = trained_roles(step, config.stage, config.phase_steps)
 
-        trees = await self.rollout.rollout(
-            self.questions_of_step(step),
-            num_designs=config.designs,
-            num_executions=config.executions,
-            seed=(config.seed, step),
-            fixed_design=self.fixed_design,
-        )
+        trees = await self.grow(self.questions_of_step(step), step)
+        num_replaced = await replace_ties(trees, self, step) if config.resample else 0
         self.clock.lap("rollout")
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
         launch.check_infrastructure(trees, self)
@@ -203,20 +202,35 @@ class Trainer:
             "trained_roles": sorted(roles),
             **metrics.rollout_metrics(all_gather(metrics.execution_stats(trees))),
             **metrics.variance_metrics(rewards_Q_M_N, valid_Q_M_N),
+            "resampled": int(all_reduce_sum(num_replaced)),
             **update_metrics,
             **self.clock.metrics(),
         }
 
+    async def grow(self, questions: list[Question], step: int) -> list[Tree]:
+        """The rollout of some questions."""
+        return await self.rollout.rollout(
+            questions,
+            num_designs=self.config.designs,
+            num_executions=self.config.executions,
+            seed=(self.config.seed, step),
+            fixed_design=self.fixed_design,
+        )
+
     async def update(self, samples: list[Sample]) -> dict:
-        """Every learner learns from the samples of its roles; its engine takes the new weights."""
+        """Every learner learns from the samples of its roles, while its engine sleeps."""
         updates = []
         for learner in self.learners:
             await learner.engine.sleep()
             for group in learner.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate(self.step)
             updates.append(learner.update([s for s in samples if s.role in learner.roles]))
-            learner.engine.update_weights(distributed.iterate_weights(learner.policy.model))
         return metrics.merge_updates(updates)
+
+    def publish(self) -> None:
+        """Every engine wakes up and takes its learner's weights."""
+        for learner in self.learners:
+            learner.engine.update_weights(distributed.iterate_weights(learner.policy.model))
 
     async def train(self, sandbox: Sandbox) -> None:
         """The loop: from the checkpoint's step, or 0, to config.steps."""
@@ -236,12 +250,14 @@ class Trainer:
             self.step = step + 1
             self.records.add_step(step_metrics, bar)
             if self.is_due(config.save_every):
-                self.save_checkpoint()
+                self.save_checkpoint()  # which takes memory: the engines still sleep
+            self.publish()
             await self.evaluate_if_due()
 
-    def questions_of_step(self, step: int) -> list[Question]:
-        """This rank's share of them."""
+    def questions_of_step(self, step: int, attempt: int = 0) -> list[Question]:
+        """This rank's share of them. attempt: further ones, in another order."""
         Q, seed = self.config.questions, self.config.seed
+        seed = f"{seed} again {attempt}" if attempt else seed
         return tasks.questions_of_step(self.questions, Q, step, seed)[self.rank :: world_size()]
 
     def is_due(self, every: int) -> bool:
@@ -256,32 +272,6 @@ class Trainer:
     def save_checkpoint(self) -> None:
         checkpoint.save(self.out, self.learners, self.step, is_writer=self.rank == 0)
         self.records.draw()
-
-
-def make_samples(
-    trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles, loss_mean="token"
-) -> list[Sample]:
-    """The completions of `roles`, each with its trajectory's advantage; valid executions only."""
-    samples = []
-
-    def add(completions, advantage, role):  # those of a trajectory: a Design, or Calls
-        num_tokens = sum(len(completion.completion_ids) for completion in completions)
-        weight = 1 / num_tokens if loss_mean == "execution" and num_tokens else 1.0
-        for c in completions:
-            sample = Sample(
-                c.prompt_ids, c.completion_ids, c.logprobs, advantage.item(), role, weight
-            )
-            samples.append(sample)
-
-    for q, tree in enumerate(trees):
-        for m, (design, executions) in enumerate(zip(tree.designs, tree.executions)):
-            is_valid = any(execution.valid for execution in executions)
-            if "designer" in roles and is_valid and design.completion_ids:
-                add([design], designer_adv_Q_M[q, m], "designer")
-            for n, execution in enumerate(executions):
-                if "executor" in roles and execution.valid:
-                    add(execution.calls, executor_adv_Q_M_N[q, m, n], "executor")
-    return samples
 
 
 def main(argv: list[str]) -> None:

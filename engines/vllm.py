@@ -69,7 +69,7 @@ class VLLMEngine:
         self.refusals = (ValueError, VLLMValidationError)
 
         if self.on_gpu:
-            options = {"enable_sleep_mode": True}
+            options = {"enable_sleep_mode": True, "max_num_batched_tokens": 8192}
         else:
             import torch._dynamo
 

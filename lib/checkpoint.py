@@ -89,7 +89,8 @@ def read(folder: pathlib.Path) -> dict:
     """The trainer's state in a checkpoint. Raises UserError if it can't be read."""
     path = folder / "trainer.pt"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: the ranks of a machine read the same pages, when they need them.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not {"optimizer", "rng", "step", "config"} <= set(state):
             raise ValueError("parts are missing")
         return state

@@ -203,10 +203,16 @@ def check_saving(policy: Policy, out: pathlib.Path) -> None:
 
 def load_reference(config, policy: Policy) -> torch.nn.Module:
     """The starting model, frozen: what --kl holds the policy to."""
-    start = Policy(cli.model_path(config.model), policy.device, dtype=policy.dtype)
+    is_sharded = distributed.is_sharded(config)
+    start = Policy(
+        cli.model_path(config.model),
+        policy.device,
+        dtype=policy.dtype,
+        load_device="cpu" if is_sharded else None,  # whole, it may not fit beside the engine
+    )
     set_attention(start.model, policy.way.attention)
     reference = CompletionLogprobs(policy, start.model)
-    return distributed.frozen(reference, policy, distributed.is_sharded(config))
+    return distributed.frozen(reference, policy, is_sharded)
 
 
 def execution_budget(config) -> Budget:
@@ -219,12 +225,23 @@ def execution_budget(config) -> Budget:
 
 
 def check_infrastructure(trees: list[Tree], trainer) -> None:
-    """If no execution is valid on any rank, save what is done and raise EngineError."""
+    """If an engine is out of order, or no execution valid, save what is done and stop. Collective.
+
+    All ranks stop together: one that left alone would keep the others waiting for hours. Raises
+    EngineError.
+    """
+    engines = [learner.engine for learner in trainer.learners]
+    failures = [engine.broken for engine in engines if getattr(engine, "broken", "")]
     executions = [execution for tree in trees for _, execution in tree.pairs()]
     if not distributed.all_reduce_max(float(any(e.valid for e in executions))):
+        failures.append(f"every execution failed ({executions[0].detail})")
+    failures = distributed.all_gather(failures)
+    if failures:
         trainer.save_checkpoint()
-        why = f"every execution of step {trainer.step} failed ({executions[0].detail})"
-        raise EngineError(f"{why}; {trainer.step} steps are saved; {go_on(trainer.out)}")
+        raise EngineError(
+            f"step {trainer.step}: {failures[0]}; {trainer.step} steps are saved; "
+            f"{go_on(trainer.out)}"
+        )
 
 
 def go_on(out: pathlib.Path) -> str:

@@ -1,6 +1,7 @@
-"""Mini-batches: a step's samples, split for several optimizer steps and dealt out to the ranks.
+"""Samples: completions of a step with their advantages; split into mini-batches, dealt to ranks.
 
-    samples of all ranks --split--> mini-batches, one optimizer step each --deal--> this rank's part
+    trees --make_samples--> samples of a rank
+    samples of all ranks --cut--> mini-batches, one optimizer step each --deal--> this rank's part
 
 A rank whose questions teach nothing (all right or all wrong) would compute nothing while others
 work. So each mini-batch is dealt out anew, in parts of about as many tokens. What has a common
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data_types import Sample
+from data_types import Sample, Tree
 from lib.distributed import all_gather, rank, world_size
 
 MIN_SAMPLES = 16  # of a mini-batch; the original's mini-batches have as many
@@ -42,6 +43,32 @@ class MiniBatch:
             scale = self.num_tokens / self.role_tokens[s.role] if s.weight else 0.0
             weights += [s.weight * scale] * len(s.completion_ids)
         return like.new_tensor(weights)
+
+
+def make_samples(
+    trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles, loss_mean="token"
+) -> list[Sample]:
+    """The completions of `roles`, each with its trajectory's advantage; valid executions only."""
+    samples = []
+
+    def add(completions, advantage, role):  # those of a trajectory: a Design, or Calls
+        num_tokens = sum(len(completion.completion_ids) for completion in completions)
+        weight = 1 / num_tokens if loss_mean == "execution" and num_tokens else 1.0
+        for c in completions:
+            sample = Sample(
+                c.prompt_ids, c.completion_ids, c.logprobs, advantage.item(), role, weight
+            )
+            samples.append(sample)
+
+    for q, tree in enumerate(trees):
+        for m, (design, executions) in enumerate(zip(tree.designs, tree.executions)):
+            is_valid = any(execution.valid for execution in executions)
+            if "designer" in roles and is_valid and design.completion_ids:
+                add([design], designer_adv_Q_M[q, m], "designer")
+            for n, execution in enumerate(executions):
+                if "executor" in roles and execution.valid:
+                    add(execution.calls, executor_adv_Q_M_N[q, m, n], "executor")
+    return samples
 
 
 def make_minibatches(samples: list[Sample], count: int, keep_all: bool = False) -> list[MiniBatch]:

@@ -1,5 +1,6 @@
 """Several optimizer steps per rollout, a mean per role, samples dealt out to the ranks."""
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from config import Config
 from data_types import Call, Design, Execution, Tree
 from lib import minibatches
 from lib.minibatches import cut, make_minibatches
+from lib.resampling import replace_ties
 from policy import collate
 
 ADVANTAGES = [1.0, -1.0, 0.5, -0.5]
@@ -143,3 +145,40 @@ def test_a_resumed_run_has_the_same_learning_rates(tmp_path):
     process.wait()
     train_run("--out", tmp_path / "run", "--resume", flags=())
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "run"))
+
+
+class Stub:
+    """A trainer whose questions 0 to 3 teach nothing, and whose further ones are 10, 11 ..."""
+
+    def __init__(self, resample):
+        self.config = Config(resample=resample)
+        self.asked = []
+
+    def questions_of_step(self, step, attempt):
+        return [10 * attempt + i for i in range(4)]
+
+    async def grow(self, questions, step):
+        self.asked.append(questions)
+        return [tree_of(question, question % 3 != 0) for question in questions]
+
+
+def tree_of(question, teaches):
+    rewards = (0.0, 1.0) if teaches else (1.0, 1.0)
+    executions = tuple(Execution((), "x", "answered", reward=reward) for reward in rewards)
+    return Tree(question, (Design("s"),), (executions,))
+
+
+@pytest.mark.parametrize(
+    "resample, asked, left",
+    [
+        (0, [], [0, 1, 2, 3]),
+        (1, [[10, 11, 12]], [10, 1, 11, 3]),
+        (5, [[10, 11, 12], [20]], [10, 1, 11, 20]),
+    ],
+)
+def test_questions_that_teach_nothing_are_replaced(resample, asked, left):
+    trainer = Stub(resample)
+    trees = [tree_of(question, question == 1) for question in range(4)]
+    num_replaced = asyncio.run(replace_ties(trees, trainer, step=0))
+    assert trainer.asked == asked and [tree.question for tree in trees] == left
+    assert num_replaced == sum(question >= 10 for question in left)

@@ -19,7 +19,7 @@ LAYERS = """
 data_types credit mas config lib/answers lib/attention lib/distributed lib/errors
 lib/ways jail/isolation
 designer lib/chat lib/checkpoint lib/cli lib/files lib/messages lib/metrics jail/seccomp
-lib/loading
+lib/loading lib/resampling
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/heldout lib/plots lib/statistics jail/child
 sandbox lib/memory lib/minibatches lib/prefix_sharing jail/server

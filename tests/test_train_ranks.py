@@ -4,10 +4,12 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import lines
+from conftest import ROOT, SMALL_RUN, lines
 from runs import (
     finish,
     largest_difference,
@@ -123,3 +125,41 @@ def test_a_killed_rank_ends_the_job_and_it_can_go_on(tmp_path, victim):
     assert "--resume" in stdout + stderr
     train_run("--steps", done + 1, "--out", out, "--resume", launcher=TWO)
     assert lines(out)[-1]["step"] == done and "eval_accuracy" in lines(out)[-1]
+
+
+BROKEN = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import train
+from engines.hf import HFEngine
+from lib import cli
+from lib.errors import EngineError
+
+async def sample(self, *arguments, **options):
+    if self.tokens > 2000:
+        self.broken = "the device is lost"
+        raise EngineError(self.broken)
+    return await healthy(self, *arguments, **options)
+
+healthy = HFEngine.sample
+if os.environ["RANK"] == "1":
+    HFEngine.sample = sample
+cli.command(train.main)
+"""
+
+
+def test_a_broken_engine_on_one_rank_ends_both(tmp_path):
+    """They save and stop together, with one line; alone, one would wait for the other for hours."""
+    script, out = tmp_path / "broken.py", tmp_path / "run"
+    script.write_text(BROKEN)
+    flags = (*SMALL_RUN, "--steps", "50", "--out", out)
+    started = time.monotonic()
+    command = [sys.executable, *TWO, script, ROOT, *flags]
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "the device is lost" in line]
+    assert len(said) == 1 and "steps are saved" in said[0] and "--resume" in said[0]
+    assert checkpoint.read(out / "checkpoint")["step"] == len(lines(out))
+    assert time.monotonic() - started < 120  # two starts of torch among them
