@@ -21,6 +21,7 @@ from lib.distributed import all_reduce_max
 from lib.ways import text_config
 from policy import Batch
 
+ALIGNMENT = 128  # tokens: on a GPU rows are filled up to so few lengths that kernels are reused
 LONGEST_ROW = 4096  # tokens of a row of several samples: its mask is T x T
 
 
@@ -97,6 +98,8 @@ def share_prefixes(samples: list[Sample], max_tokens: int, hidden_size: int) -> 
 def collate_rows(rows: list[Row], pad_id: int, device="cpu") -> Batch:
     """Right-padded tensors of rows. Completion tokens are in the order of the samples."""
     B, T = len(rows), max(len(row) for row in rows)
+    if torch.device(device).type == "cuda":
+        T = -(-T // ALIGNMENT) * ALIGNMENT
     ids_B_T = torch.full((B, T), pad_id)
     position_B_T = torch.zeros(B, T, dtype=torch.long)
     exit_B_T = torch.zeros(B, T, dtype=torch.long)  # 0 in the padding
@@ -111,8 +114,10 @@ def collate_rows(rows: list[Row], pad_id: int, device="cpu") -> Batch:
             source_K += [b * T + node for node in path[first - 1 : -1]]
             target_K += sample.completion_ids
 
-    is_plain = all(len(row.samples) == 1 for row in rows)
-    mask = (exit_B_T > 0).long() if is_plain else ancestor_mask(exit_B_T)
+    # A plain row needs no mask: no token sees the padding, which comes after it. So the attention
+    # kernels can be causal ones.
+    is_plain = not any(map(is_shared, rows))
+    mask = torch.ones_like(exit_B_T) if is_plain else ancestor_mask(exit_B_T)
     return Batch(
         ids_B_T=ids_B_T.to(device),
         position_B_T=position_B_T.to(device),
@@ -135,16 +140,25 @@ def ancestor_mask(exit_B_T: torch.Tensor) -> torch.Tensor:
 def micro_batches(rows: list, max_tokens: int) -> list[list]:
     """Split rows into micro-batches of at most max_tokens padded tokens, each of similar lengths.
 
+    Rows of several samples, whose mask is T x T, are apart from plain ones.
+
     >>> [len(batch) for batch in micro_batches(["aaaa", "bb", "cc", "d"], max_tokens=4)]
     [1, 2, 1]
     """
     batches = []
-    for row in sorted(rows, key=len, reverse=True):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0]) <= max_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    for row in sorted(rows, key=lambda row: (is_shared(row), len(row)), reverse=True):
+        last = batches[-1] if batches else []
+        if last and is_shared(last[0]) == is_shared(row):
+            if (len(last) + 1) * len(last[0]) <= max_tokens:
+                last.append(row)
+                continue
+        batches.append([row])
     return batches
+
+
+def is_shared(row) -> bool:
+    """Whether it is a row of several samples."""
+    return len(getattr(row, "samples", ())) > 1
 
 
 class MicroBatch:
