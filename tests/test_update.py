@@ -8,9 +8,12 @@ import pytest
 import torch
 from conftest import ROOT, learner
 
+import train
+from config import Config
 from data_types import Sample
+from lib.distributed import full_tensor
 from lib.ways import Way
-from policy import collate
+from policy import Policy, collate
 
 
 def batch(advantages, varied=True):
@@ -148,7 +151,7 @@ from config import Config
 from engines.hf import HFEngine
 from lib.distributed import iterate_weights, join
 from policy import Policy
-from test_update import batch
+from test_update import batch, keep_gradients
 
 rank = int(os.environ["RANK"])
 torch.set_num_threads(1)
@@ -156,17 +159,40 @@ join(2, 60)
 policy = Policy(sys.argv[1] + "/tiny", dtype=torch.float64)
 config = Config(shard=sys.argv[3] == "shard", batch_tokens=16)
 subject = train.Learner(config, policy, None, {"executor"})
+first = keep_gradients(subject)
 for _ in range(2):
     subject.update(batch([1.0, -1.0] * 3 if rank == 0 else [1.0]))
+if subject.uses_ddp:  # gradients are there once: as parts of DDP's buckets
+    parameters = list(policy.model.parameters())
+    sizes = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes()
+             for p in parameters}
+    assert sum(sizes.values()) == sum(8 * p.numel() for p in parameters)
+    assert len(sizes) < len(parameters) / 2
 weights = dict(iterate_weights(policy.model))
 if rank == 0:
-    torch.save(weights, sys.argv[4])
+    torch.save((weights, first), sys.argv[4])
 dist.destroy_process_group()
 """
 
 
+def keep_gradients(subject):
+    """The gradients of the first update that is still to come."""
+    first = {}
+    step_optimizer = subject.step_optimizer
+
+    def keep(grad_norm):
+        if not first:
+            for name, p in subject.policy.model.named_parameters():
+                first[name] = full_tensor(p.grad).clone()
+        step_optimizer(grad_norm)
+
+    subject.step_optimizer = keep
+    return first
+
+
 def test_ranks_with_other_numbers_of_micro_batches(tmp_path):
-    """Six on one rank, one on the other: --shard, where each pass is collective, equals DDP."""
+    """Six samples on one rank, one on the other: they are dealt out by tokens, and DDP and --shard,
+    where each pass is collective, come to the gradient of one rank that has them all."""
     script = tmp_path / "uneven.py"
     script.write_text(UNEVEN)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -175,8 +201,52 @@ def test_ranks_with_other_numbers_of_micro_batches(tmp_path):
         command = [sys.executable, *torchrun, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=150)
         assert done.returncode == 0, done.stderr[-2000:]
-    ddp, sharded = torch.load(tmp_path / "ddp"), torch.load(tmp_path / "shard")
+    (ddp, on_ddp), (sharded, on_sharded) = (torch.load(tmp_path / how) for how in ("ddp", "shard"))
     assert max((ddp[name] - sharded[name]).abs().max().item() for name in ddp) < 1e-12
+    policy = Policy(str(ROOT / "tiny"), dtype=torch.float64)
+    subject = train.Learner(Config(batch_tokens=16), policy, None, {"executor"})
+    alone = keep_gradients(subject)
+    subject.update(batch([1.0, -1.0] * 3) + batch([1.0]))
+    for name, gradient in alone.items():
+        assert (gradient - on_ddp[name]).abs().max() < 1e-10
+        assert (gradient - on_sharded[name]).abs().max() < 1e-10
+
+
+FAKE = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch, torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+import train
+from config import Config
+from lib.distributed import gather_state, iterate_weights
+from policy import Policy
+from test_update import batch
+
+dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+folder = sys.argv[1] + "/tiny"
+options = {"shard": True, "checkpointing": True, "kl": 0.1, "minibatches": 2, "tis": 2.0}
+policy = Policy(folder, dtype=torch.bfloat16)
+config = Config(model=folder, batch_tokens=64, **options)
+subject = train.Learner(config, policy, None, {"executor"})
+parts = sum(p.to_local().numel() for p in policy.model.parameters())
+assert parts < 1.1 * sum(p.numel() for p in policy.model.parameters()) / 8
+update = subject.update(batch([1.0, -1.0, 0.5, -0.5] * 5))
+assert update["grad_norm"] > 0 and update["skipped"] == 0, update
+shapes = {name: tensor.shape for name, tensor in iterate_weights(policy.model)}
+plain = Policy(folder).model
+assert shapes == {name: tensor.shape for name, tensor in plain.state_dict().items()}
+state = gather_state(policy.model, subject.optimizer, True)
+assert len(state["optimizer"]["state"]) == len(state["weights"]) == len(list(plain.parameters()))
+"""
+
+
+def test_rank_0_of_eight_as_the_paper_preset_has_it(tmp_path):
+    """bf16, --shard, --checkpointing, --kl, mini-batches and importance weights together. The
+    other seven are made up, so the numbers mean nothing: it runs, and everything has its shape."""
+    command = [sys.executable, "-c", FAKE, str(ROOT), str(ROOT / "tests")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 SINGLE_RANK = """
