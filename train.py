@@ -230,7 +230,8 @@ class Trainer:
     def publish(self) -> None:
         """Every engine wakes up and takes its learner's weights."""
         for learner in self.learners:
-            learner.engine.update_weights(distributed.iterate_weights(learner.policy.model))
+            policy = learner.policy
+            learner.engine.update_weights(distributed.iterate_weights(policy.model, policy.dtype))
 
     async def train(self, sandbox: Sandbox) -> None:
         """The loop: from the checkpoint's step, or 0, to config.steps."""

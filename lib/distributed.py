@@ -101,9 +101,14 @@ def shard(module: torch.nn.Module, policy) -> torch.nn.Module:
     return fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
 
 
-def iterate_weights(model):
-    """(name, full tensor), one after another. With --shard every rank has to go through all."""
+def iterate_weights(model, dtype: torch.dtype | None = None):
+    """(name, full tensor), one after another. With --shard every rank has to go through all.
+
+    dtype: of floating-point ones; converted before they are gathered, which sends half as much.
+    """
     for name, tensor in model.state_dict().items():
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         yield name, full_tensor(tensor)
 
 

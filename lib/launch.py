@@ -297,9 +297,10 @@ def resolve(config_class, argv: list[str], description: str, presets: dict):
     saved = read_config(pathlib.Path(config.out), config_class)
     config = cli.flags(config_class, argv, description, default=saved)
     changed = []
+    free = FREE_FLAGS - ({"steps"} if saved.lr_schedule == "cosine" else set())
     for field in fields(config_class):
         is_same = getattr(config, field.name) == getattr(saved, field.name)
-        if field.name not in FREE_FLAGS and not is_same:
+        if field.name not in free and not is_same:
             changed.append(flag_name(field.name))
     if changed:
         raise UserError(f"--resume: {', '.join(changed)} can't change within a run")
@@ -320,8 +321,11 @@ def read_config(out: pathlib.Path, config_class):
 def check(config, world: int) -> None:
     """Refuse what can't work, before anything is loaded. Raises UserError."""
     at_least_1 = "steps questions designs executions phase_steps design_tokens reply_tokens"
-    cli.check_at_least(config, 1, f"{at_least_1} max_calls eval_size")
-    cli.check_at_least(config, 0, "eval_every save_every kl max_length batch_tokens")
+    cli.check_at_least(config, 1, f"{at_least_1} max_calls eval_size minibatches")
+    at_least_0 = "eval_every save_every kl max_length batch_tokens warmup resample dual_clip"
+    cli.check_at_least(config, 0, at_least_0)
+    if 0 < config.dual_clip <= 1 or config.dual_clip == math.inf:
+        raise UserError(f"--dual-clip {config.dual_clip}: must be 0 (off) or above 1")
     if not config.importance_cap >= 0:
         raise UserError(f"--tis {config.tis}: the cap has to be 0 (off) or more")
     if not 0 < config.lr < math.inf:

@@ -14,6 +14,7 @@ import train
 from config import Config
 from data_types import Call, Design, Execution, Tree
 from lib import minibatches
+from lib.errors import UserError
 from lib.minibatches import cut, make_minibatches
 from lib.resampling import replace_ties
 from policy import collate
@@ -145,6 +146,8 @@ def test_a_resumed_run_has_the_same_learning_rates(tmp_path):
     process.wait()
     train_run("--out", tmp_path / "run", "--resume", flags=())
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "run"))
+    with pytest.raises(UserError, match="--steps can't change"):  # a cosine ends at --steps
+        train.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "5"])
 
 
 class Stub:
