@@ -85,6 +85,8 @@ class Learner:
                     micro_batch.keep_old_logprobs(self.model)
             steps.append((minibatch, micro_batches))
         grad_norms = [self.step(*step, stats) for step in steps]
+        if steps:
+            check_alive(self, micro_batches[-1])
         num_trained = sum(minibatch.num_trained for minibatch in minibatches)
         return {
             **stats.means(len(minibatches), num_trained),
@@ -100,24 +102,23 @@ class Learner:
             # DDP exchanges gradients once, in the last backward pass.
             waits = self.uses_ddp and micro_batch is not micro_batches[-1]
             with self.model.no_sync() if waits else contextlib.nullcontext():
-                logprobs_K = self.accumulate_gradient(micro_batch, minibatch, stats)
+                self.accumulate_gradient(micro_batch, minibatch, stats)
         set_training(self.policy.model, False)
 
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), GRAD_CLIP)
         grad_norm = distributed.full_tensor(norm).item()
         self.step_optimizer(grad_norm)
-        check_alive(self, micro_batch, logprobs_K)
         return grad_norm
 
-    def accumulate_gradient(self, micro_batch: MicroBatch, minibatch: MiniBatch, stats):
-        """Forward and backward of one micro-batch. Returns its logprobs_K."""
+    def accumulate_gradient(self, micro_batch: MicroBatch, minibatch: MiniBatch, stats) -> None:
+        """Forward and backward of one micro-batch."""
         config, batch = self.config, micro_batch.batch
         logprobs_K, entropy_K = self.model(batch)
         sampler_logprobs_K, advantages_K = micro_batch.per_token(logprobs_K)
         weights_K = minibatch.weights_K(micro_batch.samples, logprobs_K)
-        policy_logprobs_K = micro_batch.old_logprobs_K  # before the first of several steps
-        if policy_logprobs_K is None:
-            policy_logprobs_K = logprobs_K.detach()
+        if micro_batch.old_logprobs_K is None:  # the first step, or the only one
+            micro_batch.old_logprobs_K = logprobs_K.detach()
+        policy_logprobs_K = micro_batch.old_logprobs_K
 
         old_logprobs_K, importance_K = sampler_logprobs_K, 1.0
         if cap := config.importance_cap:
@@ -138,7 +139,6 @@ class Learner:
         if not micro_batch.is_empty:
             gap = metrics.mismatch(policy_logprobs_K, sampler_logprobs_K)
             stats.add(loss=loss, entropy=entropy_K.sum(), **loss_stats, **gap)
-        return logprobs_K.detach()
 
     def step_optimizer(self, grad_norm: float) -> None:
         """Skips a step whose gradient is not finite; the third in a row is a FloatingPointError."""

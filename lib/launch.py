@@ -234,14 +234,13 @@ def check_infrastructure(trees: list[Tree], trainer) -> None:
     failures = [engine.broken for engine in engines if getattr(engine, "broken", "")]
     executions = [execution for tree in trees for _, execution in tree.pairs()]
     if not distributed.all_reduce_max(float(any(e.valid for e in executions))):
-        failures.append(f"every execution failed ({executions[0].detail})")
+        why = executions[0].detail
+        failures.append(f"every execution of step {trainer.step} failed ({why})")
     failures = distributed.all_gather(failures)
     if failures:
         trainer.save_checkpoint()
-        raise EngineError(
-            f"step {trainer.step}: {failures[0]}; {trainer.step} steps are saved; "
-            f"{go_on(trainer.out)}"
-        )
+        saved = f"{trainer.step} steps are saved"
+        raise EngineError(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
 
 
 def go_on(out: pathlib.Path) -> str:

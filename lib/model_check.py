@@ -84,15 +84,15 @@ def check_designer_prompt(policy, questions: list[Question]) -> None:
 
 
 @torch.no_grad()
-def check_alive(learner, micro_batch, logprobs_K) -> None:
-    """Compare log-probabilities after an update with those from before. Collective.
+def check_alive(learner, micro_batch) -> None:
+    """Compare log-probabilities after an update with those from before it. Collective.
 
     Raises FloatingPointError if the samples are now no likelier than tokens drawn blindly: the
     update has destroyed the model.
     """
     policy = learner.policy
     new_logprobs_K, _ = learner.model(micro_batch.batch)
-    before, after = logprobs_K.mean().item(), new_logprobs_K.mean().item()
+    before, after = micro_batch.old_logprobs_K.mean().item(), new_logprobs_K.mean().item()
     blind = -0.99 * math.log(len(policy.tokenizer))
     is_trained = any(sample.advantage for sample in micro_batch.samples)
     if all_reduce_max(float(is_trained and before > blind and not after > blind)):

@@ -169,7 +169,7 @@ class MicroBatch:
         self.policy = policy
         self.is_empty = is_empty  # nothing but one token that does not count
         self.samples = [sample for row in rows for sample in row.samples]
-        self.old_logprobs_K = None  # of the policy before the first of several steps
+        self.old_logprobs_K = None  # of the policy before the update, once they are computed
 
     @property
     def batch(self) -> Batch:
