@@ -54,7 +54,7 @@ class Config:
     --stage executor."""
 
     # Update
-    lr: float = 3e-4  # learning rate of AdamW, constant
+    lr: float = 3e-4  # learning rate of AdamW, after the warm-up
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up. cosine: down to 0.3 of --lr at the last of --steps."""
     warmup: int = 0  # steps in which the learning rate rises from 0 to --lr

@@ -8,13 +8,13 @@ r[q, m] = mean_n R[q, m, n], std with ddof = 1 and eps = 1e-6:
               A_E[q,m,n] = (R[q,m,n] - mean_n R[q,m]) / (std_n R[q,m] + eps)  group "design"
 
     loss = -sum_k min(ratio_k A_k, clip(ratio_k, 1 - low, 1 + high) A_k) / K,
-    ratio_k = exp(logprob_k - old_logprob_k), over all K completion tokens of the global batch
+    ratio_k = exp(logprob_k - old_logprob_k), over the K completion tokens of a role, all ranks
 
 Source: arXiv 2605.14212 for groups (question: the paper's) and stages; GRPO for the rest.
 
 Traps avoided: groups never mix questions (3); nothing is padded into a group (8); infrastructure
 failures are left out, script failures count as reward 0 (9); mean and std are over executions, not
-calls (16). In the loss, though, an execution with more tokens weighs more.
+calls (16). In the loss an execution with more tokens weighs more, but for --loss-mean execution.
 
 Example: `python credit.py`. Test: `pytest tests/test_credit.py`. Read next: config.py.
 """

@@ -86,7 +86,7 @@ class Learner:
             steps.append((minibatch, micro_batches))
         grad_norms = [self.step(*step, stats) for step in steps]
         if steps:
-            check_alive(self, micro_batches[-1])
+            check_alive(self, micro_batches[-1])  # of the last mini-batch
         num_trained = sum(minibatch.num_trained for minibatch in minibatches)
         return {
             **stats.means(len(minibatches), num_trained),

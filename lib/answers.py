@@ -74,19 +74,25 @@ def code_blocks(text: str, unclosed: bool = False) -> list[tuple[str, str]]:
     [('python', "print('```')")]
     """
     blocks = []
-    depth = 0  # how many blocks are open
+    lines = []  # of the block that is open
+    depth = 0  # how many blocks are open, one within the other
     for line in text.replace("\r\n", "\n").split("\n"):
         fence = _FENCE.fullmatch(line)
         word = fence[2].strip().lower().partition(" ")[0] if fence else ""
-        if depth == 0:
-            if fence:
-                opening, language, lines, depth = fence[1], LANGUAGES.get(word, word), [], 1
+        if depth == 0 and fence is None:
+            continue  # prose
+        if depth == 0:  # a block begins
+            opening = fence[1]
+            language = LANGUAGES.get(word, word)
+            lines = []
+            depth = 1
             continue
         if fence and len(fence[1]) >= len(opening):
             depth += 1 if word else -1
-        if depth == 0:
+        if depth == 0:  # it ends
             blocks.append((language, "\n".join(lines).strip("\n")))
-        lines.append(line)
+        else:
+            lines.append(line)
     if depth > 0 and unclosed:
         blocks.append((language, "\n".join(lines).strip("\n")))
     return blocks

@@ -28,7 +28,8 @@ class ChatTemplate:
         spellings = sorted(filter(None, special), key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
         self.merges_system = False  # whether system text goes into the first user turn
-        self.merges_system = not self.shows("system", "user")
+        if not self.shows("system", "user"):
+            self.merges_system = True
         if not self.shows("system", "user", "assistant", "user"):
             raise UserError(
                 f"--model {path}: its chat template can't render a conversation of system, user, "

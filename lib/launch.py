@@ -75,7 +75,9 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
     except (SandboxError, EngineError) as error:
         raise UserError(str(error)) from None
     except torch.OutOfMemoryError as error:
-        if not trainer.executor.is_sharded:  # no weight has moved in that step
+        # With one optimizer step of one model, no weight has moved yet in this step of the run.
+        is_whole = config.minibatches == 1 and config.policies == "shared"
+        if is_whole and not trainer.executor.is_sharded:
             trainer.save_checkpoint()
         raise UserError(
             f"out of memory in step {trainer.step} ({str(error)[:80]}): try --checkpointing, or a "
