@@ -22,22 +22,32 @@ from lib.chat import ChatTemplate
 from lib.loading import load_model, special_ids
 from lib.ways import FAST, Head, context_length, text_config
 
-CHUNK_LOGITS = 1 << 26  # logits that exist at the same time in training: 256 MiB in fp32
+# Logits that exist at the same time in training. Each chunk adds to the head's gradient, in bf16 on
+# a GPU: so few chunks there.
+CHUNK_LOGITS = 1 << 26  # 256 MiB in fp32
+GPU_CHUNK_LOGITS = 1 << 28
 
 
 class Policy:
     """A causal language model with its tokenizer and chat template."""
 
     def __init__(
-        self, path: str, device="cpu", max_length=0, dtype=torch.float32, load_device=None
+        self,
+        path: str,
+        device="cpu",
+        max_length=0,
+        dtype=torch.float32,
+        load_device=None,
+        weights_dtype=None,
     ):
         """
         Args:
             path: a folder in Hugging Face format, a Hub id, or a .gguf file.
             device: where it computes.
             max_length: max tokens of a prompt and its completion together; 0: the model's own.
-            dtype: what the forward pass computes in. The weights are fp32 (fp64 for float64).
+            dtype: what the forward pass computes in.
             load_device: where the weights are put first, if not on `device`.
+            weights_dtype: of the weights; by default fp32, or fp64 for float64.
 
         Raises:
             UserError: there is no such model, or it can't be used.
@@ -45,7 +55,7 @@ class Policy:
         self.path = path
         self.device = torch.device(device)
         self.dtype = dtype
-        weights_dtype = torch.promote_types(dtype, torch.float32)
+        weights_dtype = weights_dtype or torch.promote_types(dtype, torch.float32)
         self.tokenizer, self.model = load_model(path, weights_dtype)
         self.model.to(load_device or device).eval()
         limit = context_length(self.model)
@@ -119,7 +129,8 @@ class CompletionLogprobs(torch.nn.Module):
         self.model = model or policy.model
         self.dtype = policy.dtype
         self.head = Head(self.model)
-        self.chunk = max(16, CHUNK_LOGITS // text_config(self.model).vocab_size)  # positions
+        num_logits = GPU_CHUNK_LOGITS if policy.device.type == "cuda" else CHUNK_LOGITS
+        self.chunk = max(16, num_logits // text_config(self.model).vocab_size)  # positions
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """logprobs_K, and entropy_K of the distributions (without gradient)."""

@@ -33,7 +33,7 @@ from designer import designer_messages
 from engines import open_engine
 from engines.hf import HFEngine
 from executor import Runtime
-from lib import cli
+from lib import cli, lora
 from lib.cli import log
 from lib.errors import SandboxError, UserError
 from lib.files import atomic_write, complete_lines, read_jsonl
@@ -73,6 +73,8 @@ class Config:
     engine: Literal["hf", "vllm"] = "hf"  # what samples from a model in this process
 
     # Fine-tuning
+    lora: int = 0  # rank of a LoRA adapter, which is trained instead of the weights; 0: none
+    checkpointing: bool = False  # recomputation of activations in the backward pass
     samples: int = 80_000  # samples of the scripted teacher
     steps: int = 2200  # number of updates
     batch: int = 64  # samples per update
@@ -95,8 +97,9 @@ def fine_tune(policy: Policy, samples: list[Sample], config) -> list[float]:
     """
     rng = random.Random(f"fine-tune {config.seed}")
     model = CompletionLogprobs(policy)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, weight_decay=0.01)
-    set_training(policy.model, False)  # no dropout
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=0.01)
+    set_training(policy.model, policy.model.is_gradient_checkpointing)  # no dropout
     losses = []
     batches = []
     bar = tqdm(range(config.steps), desc="fine-tune", mininterval=2)
@@ -195,9 +198,15 @@ def train(config: Config) -> None:
     else:
         rows = read_samples(pathlib.Path(config.data))
     model = cli.model_path(config.model or "tiny")
-    policy = Policy(model, cli.load_device(), dtype=cli.load_dtype(config.dtype))
+    dtype = cli.load_dtype(config.dtype)
+    weights_dtype = dtype if config.lora else None
+    policy = Policy(model, cli.load_device(), dtype=dtype, weights_dtype=weights_dtype)
     if not config.skip_check:
         asyncio.run(check_model(policy, HFEngine(policy)))
+    if config.lora:
+        lora.add_adapter(policy, config.lora)
+    if config.checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     samples = encode(policy, rows, config.max_length)
     if not samples:
         raise UserError(f"--data {config.data}: no sample is left")
@@ -226,8 +235,8 @@ def check_free(out: pathlib.Path) -> None:
     """Raises UserError if `out` is something else than a model's folder."""
     if not out.exists():
         return
-    config = out / "config.json"
-    is_model = config.is_file() and "model_type" in config.read_text()
+    config, adapter = out / "config.json", out / lora.CONFIG_FILE
+    is_model = adapter.is_file() or config.is_file() and "model_type" in config.read_text()
     if not is_model or list(out.glob("*.py")):
         raise UserError(f"--out {out}: exists and is not a model's folder; nothing was touched")
 
@@ -342,6 +351,7 @@ def resume_collection(config: Config, out: pathlib.Path, progress: pathlib.Path)
 
 def check(config: Config) -> None:
     """Raises UserError."""
+    cli.check_at_least(config, 0, "lora")
     cli.check_at_least(
         config,
         1,
@@ -349,6 +359,9 @@ def check(config: Config) -> None:
     )
     if not 0 < config.lr < math.inf:
         raise UserError(f"--lr {config.lr}: must be a positive number")
+    model = cli.model_path(config.model or "")
+    if config.lora and lora.base_of(model) != model:
+        raise UserError(f"--lora, --model {config.model}: is an adapter itself; write it as it is")
     if config.scripted and not config.model:
         raise UserError("--scripted needs --model, which it fine-tunes")
     if not (config.collect or config.data or config.model):

@@ -63,7 +63,7 @@ class Learner:
         self.uses_ddp = isinstance(self.model, DistributedDataParallel)
         self.reference_model = launch.load_reference(config, policy) if config.kl else None
         self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(),
+            [p for p in policy.model.parameters() if p.requires_grad],
             lr=config.lr,
             weight_decay=WEIGHT_DECAY,
             fused=policy.device.type == "cuda",

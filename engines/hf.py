@@ -35,6 +35,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import log_softmax
 from transformers import Cache
 
@@ -42,6 +43,8 @@ from data_types import Completion
 from lib.attention import GrowingLayer
 from lib.errors import EngineError, PromptTooLong
 
+# Without cuDNN's, which on a GPU makes a plan for each new length: at every token.
+DECODE_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 MAX_BATCH = 256  # rows that are decoded together
 POLL_SECONDS = 0.001  # how often it looks whether all wait
 MIN_SHARED_PREFIX = 64  # tokens from which on a common beginning of all prompts is computed once
@@ -237,13 +240,14 @@ def decode(policy, requests: list[Request], model=None):
             row_requests = [row_requests[row] for row in alive]
             token_B, mask_B_T = token_B[keep_B], mask_B_T[keep_B]
             temperature_B, uniform_B_T = temperature_B[keep_B], uniform_B_T[keep_B]
-        out = model(
-            input_ids=token_B[:, None],
-            attention_mask=mask_B_T,
-            position_ids=mask_B_T.sum(-1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with sdpa_kernel(DECODE_KERNELS):
+            out = model(
+                input_ids=token_B[:, None],
+                attention_mask=mask_B_T,
+                position_ids=mask_B_T.sum(-1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            )
         logits_B_V = out.logits[:, -1]
 
 

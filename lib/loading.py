@@ -10,19 +10,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import lib.attention  # noqa: F401 - registers the attention that the models are loaded with
+from lib import lora
 from lib.cli import log
 from lib.errors import UserError
 
 
 def load_model(path: str, dtype: torch.dtype):
-    """(tokenizer, model). Raises UserError."""
+    """(tokenizer, model), an adapter's folder (lora.py) merged. Raises UserError."""
     logging.disable_progress_bar()
-    file = pathlib.Path(path)
+    base = lora.base_of(path)
+    file = pathlib.Path(base)
     is_gguf = file.suffix == ".gguf" and file.is_file()
-    may_be_hub_id = path.count("/") == 1 and not path.startswith((".", "/"))
+    may_be_hub_id = base.count("/") == 1 and not base.startswith((".", "/"))
     if not (file.is_dir() or is_gguf or may_be_hub_id):
-        raise UserError(f"--model {path}: no such folder or .gguf file, no Hub id (OWNER/NAME)")
-    source = {"pretrained_model_name_or_path": path}
+        raise UserError(f"--model {base}: no such folder or .gguf file, no Hub id (OWNER/NAME)")
+    source = {"pretrained_model_name_or_path": base}
     if is_gguf:
         source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
@@ -34,6 +36,8 @@ def load_model(path: str, dtype: torch.dtype):
             trust_remote_code=False,  # nothing prompts, and no code comes with a model
             output_loading_info=True,
         )
+        if base != path:
+            model = lora.merge(model, path)
     except Exception as error:  # boundary: the loaders raise what they like on a bad folder
         problem = " ".join(str(error).split())[:160]
         raise UserError(f"--model {path}: cannot be loaded ({problem})") from error

@@ -7,13 +7,15 @@ feed-forward width I, query and key-value widths q and k, T tokens of a micro-ba
 share (--shard) or 1, the bytes of a GPU are, during the update
 
     weights 4 P / R, gradients 4 P / R, AdamW's moments 8 P / R      fp32
+    or with --lora weights 2 P, and 16 bytes for each parameter of the adapter
     bf16 copies of the weights: 2 P, or of two layers and the embeddings
     kept activations, per token and layer    24 H + 16 I + 16 (q + k)     fp32
                                              26 H +  8 I + 10 (q + k)     bf16 autocast
     or with --checkpointing 4 H, and one layer in full
-    logits, CHUNK_LOGITS at a time: 14 bytes each
+    logits, GPU_CHUNK_LOGITS at a time: 14 bytes each
 
-and while sampling weights, moments and the engine. GB are 2^30 bytes.
+and while sampling weights, moments and the engine, with DDP also the gradients. GB are 2^30 bytes;
+of a GPU of 80 GB a program sees 79.
 
 Test: `pytest tests/test_memory.py`. Read next: ../docs/scale.md.
 """
@@ -24,10 +26,13 @@ from dataclasses import dataclass
 from config import EXECUTION_TOKENS
 from lib import cli
 from lib.errors import UserError
-from policy import CHUNK_LOGITS
+from lib.lora import base_of
+from policy import GPU_CHUNK_LOGITS
 
 GB = 1 << 30
+VISIBLE = 0.98  # of a GPU's nominal memory
 CONTEXT = 2 * GB  # CUDA's context, workspaces, what the allocator can't use
+VLLM_ASLEEP = GB  # CUDA graphs, which stay, and NCCL's buffers
 HF_BATCH = 256  # rows that engine hf decodes together
 
 
@@ -66,6 +71,11 @@ class Shape:
     def parameters(self) -> int:
         return self.layers * (self.layer + 2 * self.hidden) + self.embeddings + self.hidden
 
+    def adapter(self, rank: int) -> int:
+        """Parameters of a LoRA adapter."""
+        attention = 2 * (2 * self.hidden + self.query + self.key)
+        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+
 
 KNOWN = {  # so that planning needs no download
     "Qwen/Qwen3-0.6B": Shape(28, 1024, 3072, 16, 8, 128, 151936, True),
@@ -77,6 +87,7 @@ KNOWN = {  # so that planning needs no download
 
 def shape_of(model: str) -> Shape:
     """The shape of a known model, of a folder, or of a Hub id. Raises UserError."""
+    model = base_of(model)
     if model in KNOWN:
         return KNOWN[model]
     from transformers import AutoConfig
@@ -118,6 +129,12 @@ class Plan:
         return self.ranks if self.config.shard else 1
 
     @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        lora = self.config.lora
+        return self.shape.adapter(lora) if lora else self.shape.parameters
+
+    @property
     def max_length(self) -> int:
         """Tokens of a sequence."""
         return self.config.max_length or self.config.design_tokens + 1024
@@ -137,14 +154,18 @@ def cache_bytes(shape: Shape, bf16: bool) -> int:
 
 def state_bytes(plan: Plan) -> dict[str, float]:
     """What is there all the time."""
-    P = plan.shape.parameters
-    references = (2 if plan.bf16 else 4) * P / plan.sharers if plan.config.kl else 0
+    P, config = plan.shape.parameters, plan.config
+    low_precision = (2 if plan.bf16 else 4) * P  # of weights that are not trained
+    weights = 4 * P / plan.sharers
+    if config.lora:
+        weights = low_precision + 4 * plan.trained
+    moments = 8 * plan.trained / plan.sharers
     return {
-        "weights": 4 * P / plan.sharers,
-        "moments": 8 * P / plan.sharers,
-        "reference model": references,
-        "the other role's policy": 12 * P if plan.config.policies == "two" else 0,
-        "context": CONTEXT,
+        "weights": weights,
+        "moments": moments,
+        "reference model": low_precision / plan.sharers if config.kl else 0,
+        "the other role's policy": weights + moments if config.policies == "two" else 0,
+        "context": CONTEXT + (VLLM_ASLEEP if config.engine == "vllm" else 0),
     }
 
 
@@ -157,17 +178,17 @@ def update_bytes(plan: Plan) -> dict[str, float]:
         # Two layers at a time, and the embeddings throughout, with their gradients.
         gathered = (2 * shape.layer + shape.embeddings) * (2 if plan.bf16 else 4)
         copies = gathered + (shape.layer + shape.embeddings) * 4
-    elif plan.bf16:
+    elif plan.bf16 and not config.lora:
         copies = 2 * shape.parameters
     layer_activations = activation_bytes(shape, plan.bf16) * tokens
     if config.checkpointing:
         activations = layer_activations + 4 * shape.hidden * tokens * shape.layers
     else:
         activations = layer_activations * shape.layers
-    num_logits = max(16 * shape.vocabulary, min(CHUNK_LOGITS, tokens * shape.vocabulary))
+    num_logits = max(16 * shape.vocabulary, min(GPU_CHUNK_LOGITS, tokens * shape.vocabulary))
     return {
         **state_bytes(plan),
-        "gradients": 4 * shape.parameters / plan.sharers,
+        "gradients": 4 * plan.trained / plan.sharers,
         "copies and gathered layers": copies,
         "activations": activations,
         "logits": 14 * num_logits,
@@ -177,15 +198,17 @@ def update_bytes(plan: Plan) -> dict[str, float]:
 def sampling_bytes(plan: Plan) -> dict[str, float]:
     """Bytes of a GPU during the rollout."""
     P, config = plan.shape.parameters, plan.config
+    uses_ddp = plan.ranks > 1 and not config.shard  # whose buckets stay
+    state = {**state_bytes(plan), "gradients": 4 * plan.trained if uses_ddp else 0}
     if config.engine == "vllm":
-        return {**state_bytes(plan), "vllm": config.gpu_memory * plan.gpu_bytes}
+        return {**state, "vllm": config.gpu_memory * plan.gpu_bytes}
     weight_copies = 0
     if plan.bf16:
         weight_copies = 2 * P * (2 if config.policies == "two" else 1)
     elif plan.sharers > 1:
         weight_copies = 4 * P
     cache = HF_BATCH * plan.max_length * cache_bytes(plan.shape, plan.bf16)
-    return {**state_bytes(plan), "copy of the weights": weight_copies, "keys and values": cache}
+    return {**state, "copy of the weights": weight_copies, "keys and values": cache}
 
 
 def advice(plan: Plan) -> list[str]:
@@ -198,6 +221,9 @@ def advice(plan: Plan) -> list[str]:
             changes.append("--checkpointing: activations are recomputed")
         if not config.shard and plan.ranks > 1:
             changes.append("--shard: weights, gradients and moments are divided among the ranks")
+        if not config.lora and plan.sharers == 1:
+            flags = "--lora 32" + (" --no-shard" if config.shard else "")
+            changes.append(f"{flags}: an adapter is trained instead of the weights")
         if config.kl:
             changes.append("--kl 0: no reference model")
         if plan.max_length > 4096:
@@ -231,12 +257,13 @@ def parse_gpus(text: str) -> tuple[int, float]:
 def report(config) -> str:
     """What `train.py --dry-run GPUSxGB` prints. Raises UserError."""
     ranks, gpu_gb = parse_gpus(config.dry_run)
-    plan = Plan(config, shape_of(config.model), ranks, gpu_gb * GB)
+    model = config.model or "Qwen/Qwen3-8B"
+    plan = Plan(config, shape_of(model), ranks, gpu_gb * VISIBLE * GB)
     Q, M, N = config.questions, config.designs, config.executions
     execution_tokens = min(config.max_calls * config.reply_tokens, EXECUTION_TOKENS)
     tokens = Q * M * (config.design_tokens + N * execution_tokens)
     lines = [
-        f"{config.model}: {plan.shape.parameters / 1e9:.2f}B parameters, "
+        f"{model}: {plan.shape.parameters / 1e9:.2f}B parameters, "
         f"{'bfloat16' if plan.bf16 else 'float32'}, {ranks} GPU(s) of {gpu_gb:g} GB; "
         "computed, not measured"
     ]

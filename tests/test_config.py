@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -10,12 +11,12 @@ from test_cli import resolve
 import eval as evaluation
 import sft
 from config import PRESETS, Config
-from lib import launch
+from lib import cli, launch
+from lib.errors import UserError
 
 
-def test_there_are_at_most_44_flags():
-    """36, and --skip-check."""
-    assert len(dataclasses.fields(Config)) <= 44
+def test_there_are_at_most_45_flags():
+    assert len(dataclasses.fields(Config)) <= 45
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_every_flag_is_explained_and_begins_with_no_verb(config, file):
 
 def test_a_preset_gives_defaults_and_a_flag_wins_over_it():
     paper = resolve("--preset", "paper", "--lr", "1e-6")
-    assert (paper.model, paper.designs, paper.executions) == ("Qwen/Qwen3-8B", 4, 4)
+    assert (paper.designs, paper.executions) == (4, 4)
     assert (paper.phase_steps, paper.lr, paper.shard) == (30, 1e-6, True)
     assert resolve().model == "tiny"
 
@@ -45,4 +46,15 @@ def test_the_cap_of_the_importance_weights_goes_with_the_engine():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_pass_their_own_checks(name):
     assert PRESETS[name].preset == name
-    launch.check(PRESETS[name], world=1 if name == "tiny" else 8)
+    config = replace(PRESETS[name], model=PRESETS[name].model or "cold")
+    launch.check(config, world=1 if name == "tiny" else 8)
+
+
+def test_the_paper_preset_says_how_to_make_its_cold_start():
+    """With commands whose flags there are."""
+    with pytest.raises(UserError, match="--model is missing.*cold-started") as error:
+        launch.check(PRESETS["paper"], world=8)
+    commands = re.findall(r"python sft.py (.+?)(?:, then|$)", str(error.value))
+    assert len(commands) == 2
+    for command in commands:
+        cli.flags(sft.Config, command.split(), "")

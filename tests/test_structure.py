@@ -16,10 +16,10 @@ from sandbox import Sandbox
 
 # Bottom to top. A file imports only files of the lines above its own, also inside functions.
 LAYERS = """
-data_types credit mas config lib/answers lib/attention lib/distributed lib/errors
-lib/ways jail/isolation
-designer lib/chat lib/checkpoint lib/cli lib/files lib/messages lib/metrics jail/seccomp
-lib/loading lib/resampling
+data_types credit mas config lib/answers lib/attention lib/errors
+lib/lora lib/ways jail/isolation
+designer lib/chat lib/cli lib/distributed lib/files lib/messages jail/seccomp
+lib/checkpoint lib/loading lib/metrics lib/resampling
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/heldout lib/plots lib/statistics jail/child
 sandbox lib/memory lib/minibatches lib/prefix_sharing jail/server
@@ -33,7 +33,7 @@ lib/records viewer/serve viewer/screenshots tiny/build
 train eval
 experiments/claims
 experiments/run experiments/bench/grade experiments/bench/pages experiments/bench/rollout
-experiments/bench/sandbox experiments/bench/scale experiments/bench/step
+experiments/bench/sandbox experiments/bench/scale experiments/bench/step experiments/gpu_check
 """
 EMPTY = ("lib", "jail", "benchmarks", "tiny", "viewer", "experiments", "experiments/bench")
 

@@ -1,0 +1,96 @@
+"""LoRA: thin matrices beside frozen weights are all that is trained (arXiv 2106.09685).
+
+A linear layer computes W x + (ALPHA / R) B A x. W, (out, in), stays as it is; A, (R, in), and B,
+(out, R), which begins as zeros, learn. So gradients and moments are a hundredth of the model's, and
+the frozen weights need no fp32: they take 2 bytes a parameter instead of 16.
+
+Samplers get plain weights, W + (ALPHA / R) B A under W's name. A checkpoint has the adapter alone
+in the format of the library peft, which also knows which model it belongs to.
+
+Test: `pytest tests/test_lora.py`. Read next: checkpoint.py.
+"""
+
+import json
+import os
+import pathlib
+
+import torch
+from safetensors import SafetensorError
+
+from lib.errors import UserError
+
+ALPHA = 32  # with it the best learning rate hardly depends on R (Schulman 2025)
+NAME = "default"  # the adapter's
+CONFIG_FILE = "adapter_config.json"
+
+
+def add_adapter(policy, rank: int) -> None:
+    """Freeze a policy's model, and add an adapter to every linear layer of its decoder."""
+    from peft import LoraConfig
+
+    model = policy.model
+    of_decoder = set(model.get_decoder().modules())
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=ALPHA, target_modules="all-linear"), NAME)
+    is_local = os.path.exists(policy.path)
+    base = os.path.abspath(policy.path) if is_local else policy.path
+    model.peft_config[NAME].base_model_name_or_path = base
+    model.requires_grad_(False)
+    for module in adapted_layers(model).values():
+        if module.base_layer in of_decoder:
+            for parameter in (*module.lora_A.parameters(), *module.lora_B.parameters()):
+                parameter.data = parameter.data.to(torch.promote_types(policy.dtype, torch.float32))
+                parameter.requires_grad_(True)
+
+
+def load_adapter(model, folder: pathlib.Path) -> None:
+    """Take the adapter's weights from a checkpoint. Raises UserError."""
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+        missing = set_peft_model_state_dict(model, weights, NAME).missing_keys
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = " ".join(str(error).split())[:120]
+        raise UserError(f"{folder}: the adapter can't be loaded ({problem})") from None
+    if any(".lora_" in name for name in missing):
+        raise UserError(f"{folder}: the adapter can't be loaded (parts are missing)")
+
+
+def adapted_layers(model) -> dict[str, torch.nn.Module]:
+    """Module name -> layer with an adapter."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+
+
+@torch.no_grad()
+def plain_weights(model):
+    """(name, tensor) of a model as if it had never had an adapter, one after another."""
+    layers = adapted_layers(model)
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        layer = layers.get(name.removesuffix(".base_layer.weight"))
+        if layer is not None:
+            tensor = tensor + layer.get_delta_weight(NAME)
+        yield name.replace(".base_layer.", "."), tensor
+
+
+def base_of(path: str) -> str:
+    """The model that an adapter's folder belongs to; any other path itself. Raises UserError."""
+    file = pathlib.Path(path) / CONFIG_FILE
+    if not file.is_file():
+        return path
+    try:
+        return json.loads(file.read_text())["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{file}: does not say which model the adapter belongs to") from None
+
+
+def merge(model, folder: str) -> torch.nn.Module:
+    """A model with the adapter of `folder` in its weights."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
