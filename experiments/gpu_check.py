@@ -447,8 +447,8 @@ def check_tiny(is_tiny: bool, sandbox: str) -> dict:
 def check_one_gpu(is_tiny: bool, sandbox: str) -> dict:
     """Two steps of the preset on random weights, and a third after --resume.
 
-    Random weights get no reward. With a KL term the update computes all samples nevertheless,
-    though its gradient is zero at the start.
+    Random weights write no scripts and get no reward. So the design is given, and a KL term makes
+    the update compute all samples, though its gradient is zero at the start.
     """
     shape = TINY_SHAPE if is_tiny else KNOWN["Qwen/Qwen3-1.7B"]
     engine = "vllm" if importlib.util.find_spec("vllm") and not is_tiny else "hf"
@@ -462,6 +462,7 @@ def check_one_gpu(is_tiny: bool, sandbox: str) -> dict:
         clear()
         flags = ["--preset", "one-gpu", "--model", str(model), "--engine", engine]
         flags += ["--tasks", "arithmetic", "--eval-size", "2", "--eval-every", "0", "--kl", "0.001"]
+        flags += ["--stage", "executor", "--fixed-design", "vote"]
         flags += ["--questions", questions, "--design-tokens", tokens, "--reply-tokens", tokens]
         with PeakMemory() as memory_used:
             rows = train(out, *flags, "--steps", "2", "--sandbox", sandbox)
