@@ -176,3 +176,36 @@ def test_training_on_vllm(tmp_path):
     for row in trained:
         # --tis is on: the ratio is of the trainer to itself.
         assert 0 < row["mismatch_max"] < 1e-3 and row["ratio"] == pytest.approx(1.0)
+
+
+def test_two_ranks_of_vllm_with_and_without_shard(tmp_path):
+    """The same rollouts, so the same updates: gradient norms are equal but for rounding."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    norms = []
+    for how in ([], ["--shard"]):
+        out = tmp_path / f"run{len(norms)}"
+        flags = ["--steps", "2", "--engine", "vllm", "--stage", "both", "--out", str(out), *how]
+        command = [sys.executable, *torchrun, str(ROOT / "train.py"), *SMALL_RUN, *flags]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stdout + process.stderr
+        norms.append([row["grad_norm"] for row in lines(out)])
+    assert max(norms[0]) > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_a_lora_adapter_on_vllm(tmp_path):
+    """Engine and trainer agree before and after --resume, where the engine starts from the model
+    that the adapter belongs to; and an evaluation takes the adapter's folder."""
+    out = tmp_path / "run"
+    flags = ["--engine", "vllm", "--stage", "both", "--lora", "4", "--lr", "1e-2"]
+    for steps in (["--steps", "2", *SMALL_RUN, *flags], ["--resume", "--steps", "4"]):
+        command = [sys.executable, str(ROOT / "train.py"), *steps, "--out", str(out)]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stdout + process.stderr
+    rows = [row for row in lines(out) if row["trained_tokens"]]
+    assert len(rows) >= 2 and all(0 < row["mismatch_max"] < 1e-3 for row in rows)
+    # It compares the engine's log-probabilities with the merged model's, and refuses others.
+    flags = ["--model", out / "checkpoint", "--engine", "vllm", "--limit", "4", "--out", tmp_path]
+    command = [sys.executable, ROOT / "eval.py", *flags, "--modes", "single"]
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
