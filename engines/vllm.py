@@ -28,7 +28,7 @@ from lib.distributed import iterate_weights
 from lib.errors import EngineError, PromptTooLong, UserError
 
 MAX_BATCH = 256  # sequences at the same time
-CPU_MEMORY_SHARE = 0.2  # of gpu_memory, where the memory is everybody's
+CPU_MEMORY_SHARE = 0.2  # of gpu_memory, on a CPU: its memory is everybody's
 
 
 class VLLMEngine:
@@ -78,7 +78,6 @@ class VLLMEngine:
 
             # Compiling small kernels would take seconds at the first request.
             torch._dynamo.config.disable = True
-            gpu_memory *= CPU_MEMORY_SHARE
             options = {
                 "enforce_eager": True,
                 "block_size": 32,  # a short prompt never shares one of the default 128
@@ -94,7 +93,7 @@ class VLLMEngine:
             dtype=str(policy.dtype).removeprefix("torch."),
             max_model_len=policy.max_length,
             max_num_seqs=max_batch,
-            gpu_memory_utilization=gpu_memory,
+            gpu_memory_utilization=gpu_memory * (1.0 if self.on_gpu else CPU_MEMORY_SHARE),
             tensor_parallel_size=1,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled

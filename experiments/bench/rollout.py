@@ -53,6 +53,7 @@ class Config:
     fixed_design: str | None = None  # hand-written design that is run instead of a sampled one
     design_tokens: int = 96  # max new tokens per design
     reply_tokens: int = 48  # max new tokens per agent reply
+    gpu_memory: float = 0.5  # share of the memory that vllm takes; on a CPU a fifth of it
     rounds: int = 5  # number of rounds that count
     threads: int = 2  # number of CPU threads that torch uses
 
@@ -138,7 +139,7 @@ async def forget_prefixes(engine, policy) -> None:
 
 async def measure_rounds(config: Config) -> None:
     policy = Policy(cli.model_path(config.model), max_length=MAX_LENGTH)
-    engine = open_engine(config.engine, policy)
+    engine = open_engine(config.engine, policy, gpu_memory=config.gpu_memory)
     ratios = []
     engine_shares = []
     async with Sandbox() as sandbox:
