@@ -71,7 +71,6 @@ class VLLMEngine:
         self.refusals = (ValueError, VLLMValidationError)
 
         if self.on_gpu:
-            # Asynchronous scheduling is vLLM's default.
             options = {"enable_sleep_mode": True, "max_num_batched_tokens": 8192}
         else:
             import torch._dynamo
@@ -84,7 +83,6 @@ class VLLMEngine:
                 # Half prompts would set back a generator, and a CPU's can't be.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(8192, policy.max_length),
-                "async_scheduling": False,
             }
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
         base = lora.base_of(policy.path)

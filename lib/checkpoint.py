@@ -1,6 +1,7 @@
 """Checkpoints: written beside the old one and swapped in by renames.
 
-    checkpoint/            a Hugging Face folder, and trainer.pt: optimizer, rng, step, flags
+    checkpoint/            a Hugging Face folder, with --lora of the adapter alone, and trainer.pt:
+                           optimizer, rng, step, flags
     checkpoint/designer/   with --policies two: the designer's; the folder above is the executor's
 
 A kill at any moment leaves a complete one, the new or the old.
