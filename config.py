@@ -74,8 +74,8 @@ class Config:
     """Cap of the importance weights that correct for the sampler's log-probabilities; 0 is off. The
     default is 2 with vllm, off with hf."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
-    """Precision of the forward pass; the weights are float32 (float64 with float64). auto: bfloat16
-    on a GPU, else float32."""
+    """Precision of the forward pass, and with --lora of the frozen weights; weights that are
+    trained are float32 (float64 with float64). auto: bfloat16 on a GPU, else float32."""
     batch_tokens: int = 0
     """Max tokens of a micro-batch of the update, but for one sequence that is longer; 0: as many as
     a sequence may have. The gradient does not depend on it."""
@@ -132,7 +132,7 @@ ONE_GPU = Config(
     designs=4,
     executions=4,
     phase_steps=10,
-    lr=2e-5,  # ten times that of all weights (Schulman 2025)
+    lr=2e-5,  # an adapter's is about ten times that of all weights (Schulman 2025)
     lora=32,
     design_tokens=1024,
     reply_tokens=1024,
@@ -143,7 +143,7 @@ ONE_GPU = Config(
     eval_every=20,
 )
 PAPER = replace(
-    ONE_GPU,
+    ONE_GPU,  # what is not named here
     preset="paper",
     model="",
     tasks="paper",

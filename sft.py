@@ -361,7 +361,7 @@ def check(config: Config) -> None:
         raise UserError(f"--lr {config.lr}: must be a positive number")
     model = cli.model_path(config.model or "")
     if config.lora and lora.base_of(model) != model:
-        raise UserError(f"--lora, --model {config.model}: is an adapter itself; write it as it is")
+        raise UserError(lora.refusal(config.model))
     if config.scripted and not config.model:
         raise UserError("--scripted needs --model, which it fine-tunes")
     if not (config.collect or config.data or config.model):

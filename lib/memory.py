@@ -15,7 +15,7 @@ share (--shard) or 1, the bytes of a GPU are, during the update
     logits, GPU_CHUNK_LOGITS at a time: 14 bytes each
 
 and while sampling weights, moments and the engine, with DDP also the gradients. GB are 2^30 bytes;
-of a GPU of 80 GB a program sees 79.
+of a GPU of 80 GB a program sees 78.
 
 Test: `pytest tests/test_memory.py`. Read next: ../docs/scale.md.
 """

@@ -44,11 +44,11 @@ def test_the_command(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         gpu_check.main(["--tiny", "--parts", "rank", "decode", "--out", str(tmp_path)])
     assert stop.value.code == 1
-    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    parts = json.loads((tmp_path / "gpu_rehearsal.json").read_text())["parts"]
     assert "took longer" in parts["decode"]["failed"]
     for name in ("chunks of 64M logits", "chunks of 256M logits"):
         assert parts["rank"][name]["tokens"] > 0
-    assert "## rank" in (tmp_path / "gpu.md").read_text()
+    assert "## rank" in (tmp_path / "gpu_rehearsal.md").read_text()
 
 
 def test_without_a_gpu_it_says_so(monkeypatch):
