@@ -190,7 +190,7 @@ def test_every_arm_is_a_run_that_train_accepts():
 def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
     """Two workers, real trainings of two steps, of which the model of the first is kept; the second
     call has nothing left to do; a row's numbers are those of its metrics."""
-    small = "--questions 3 --designs 2 --executions 2 --eval-size 8"
+    small = "--questions 3 --designs 2 --executions 2 --eval-size 2"
     monkeypatch.setattr(experiments, "COMMON", f"--eval-every 1 {small}")
     monkeypatch.setattr(experiments, "DEFAULT_STEPS", 2)
     monkeypatch.setattr(experiments, "KEPT_STEPS", {"stagewise": (1,)})
