@@ -195,8 +195,8 @@ def test_two_ranks_of_vllm_with_and_without_shard(tmp_path):
 
 
 def test_a_lora_adapter_on_vllm(tmp_path):
-    """Engine and trainer agree; and an evaluation takes the adapter's folder: the engine starts from
-    the model that the adapter belongs to, and takes the merged weights, as after --resume."""
+    """Engine and trainer agree. And an evaluation takes the adapter's folder: the engine starts
+    from the model that it belongs to, and takes the merged weights, as after --resume."""
     out = tmp_path / "run"
     flags = ["--engine", "vllm", "--stage", "both", "--lora", "4", "--lr", "1e-2"]
     command = [sys.executable, str(ROOT / "train.py"), "--steps", "3", *SMALL_RUN, *flags]
