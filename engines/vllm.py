@@ -47,7 +47,8 @@ class VLLMEngine:
             UserError: vLLM is not installed, or can't start.
         """
         # In this process, where the weights are within reach.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         logging.getLogger("vllm").setLevel(logging.ERROR)
@@ -124,13 +125,13 @@ class VLLMEngine:
 
     def prepare_thread(self, num_threads: int) -> None:
         """What torch keeps for each thread."""
-        torch.set_num_threads(num_threads)
-        if not self.on_gpu:
-            from torch._dynamo import config
-
-            config.disable = True  # compiling small kernels takes seconds at the first request
         if self.on_gpu:
             torch.cuda.set_device(self.policy.device)
+            return
+        from torch._dynamo import config
+
+        config.disable = True  # compiling small kernels takes seconds at the first request
+        torch.set_num_threads(num_threads)
 
     async def sample(self, prompt_ids, max_tokens, seed, temperature=1.0) -> Completion:
         """One completion. Raises PromptTooLong, or EngineError when the engine fails."""
