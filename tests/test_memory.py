@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, Config
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from config import PRESETS
+from experiments.gpu_check import qwen3_config
 from lib import memory
 from lib.errors import UserError
 from lib.memory import GB, KNOWN, Plan, Shape
@@ -20,17 +21,7 @@ SCALE = (ROOT / "docs" / "scale.md").read_text()
 
 
 def model_of(shape: Shape):
-    config = Qwen3Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tied,
-    )
-    return Qwen3ForCausalLM(config)
+    return Qwen3ForCausalLM(qwen3_config(shape))
 
 
 @pytest.mark.parametrize(
