@@ -19,7 +19,7 @@ class Config:
     model: str = "tiny"
     """Folder in Hugging Face format, or Hub id. tiny comes with this repository; paper has none, as
     it begins at a cold start that sft.py makes."""
-    tasks: str = "arithmetic"
+    tasks: str = "registry"
     """Training sets: names, rg:GENERATOR or paths, with optional weights (polaris:0.5,apps:0.5).
     -NAME drops questions that are also in the set NAME, if only nearly."""
     preset: Literal["tiny", "one-gpu", "paper"] = "tiny"
@@ -37,7 +37,7 @@ class Config:
     by further ones."""
     design_tokens: int = 96  # max new tokens per design
     reply_tokens: int = 48  # max new tokens per agent reply
-    max_calls: int = 8  # max completions per execution
+    max_calls: int = 12  # max completions per execution
     max_length: int = 0
     """Max tokens of a prompt and its completion together; 0 is the model's own limit. The memory of
     an update depends on it."""

@@ -4,7 +4,8 @@
 
 The prompt documents the blocks with the docstrings of mas.py. The question is a variable of the
 script: the designer never has to copy it, and LaTeX can't break it (trap 10). The first line of the
-system message says who speaks; the chat template of a small model may keep that line alone.
+system message says who speaks, with which tools and blocks; the chat template of a small model may
+keep that line alone.
 
 Test: `pytest tests/test_designer.py`. Read next: executor.py.
 """
@@ -25,9 +26,9 @@ functions of your own are welcome. Building blocks:
 
 {reference}
 
-Tools that the agents may use on this question: {tools}. Each agent sees only the text it is called
-with, so pass on what it needs. Agents cost calls and tokens: use as many as the question deserves.
-Reply with the script alone, in a ```python block. An example:
+Each agent sees only the text it is called with, so pass on what it needs. Agents cost calls and
+tokens: use as many as the question deserves. Reply with the script alone, in a ```python block. An
+example:
 
 ```python
 {example}
@@ -36,7 +37,7 @@ Reply with the script alone, in a ```python block. An example:
 _SOLVER = 'Agent("solver", "Solve the question.")'
 _CODER = 'Agent("coder", "Solve it with Python.", tools=["python"])'
 
-# Hand-written designs: the baselines of eval.py, and what the tiny model's cold start has seen.
+# Baselines of eval.py, by hand.
 FIXED_DESIGNS = {
     "single": f"submit({_SOLVER}(question))",
     "coder": f"submit({_CODER}(question))",
@@ -62,13 +63,11 @@ def block_reference() -> str:
 
 def designer_messages(question: Question) -> list[dict]:
     """The conversation shown to the designer."""
-    documentation = PROMPT.format(
-        reference=block_reference(),
-        tools=", ".join(question.tools) or "none",
-        example=FIXED_DESIGNS["reflect"],
-    )
+    tools, blocks = ", ".join(question.tools) or "none", ", ".join(mas.__all__)
+    documentation = PROMPT.format(reference=block_reference(), example=FIXED_DESIGNS["reflect"])
+    first_line = f"{ROLE} Tools of the agents: {tools}. Blocks: {blocks}."
     return [
-        {"role": "system", "content": f"{ROLE}\n{documentation}"},
+        {"role": "system", "content": f"{first_line}\n{documentation}"},
         {"role": "user", "content": question.prompt},
     ]
 

@@ -9,7 +9,7 @@
 |---|---|---|
 | single | one agent, without tools | 1 |
 | self-consistency | majority of k single agents; k uses up metaagent's tokens | k |
-| fixed | each hand-written design of designer.FIXED_DESIGNS | as written |
+| fixed | hand-written designs: designer.FIXED_DESIGNS, tasks.reference_designs | as written |
 | metaagent | the model's own design for each question, executed by the same model | as designed |
 
 A code question is solved when its program passes all tests. Accuracy is the mean over --samples
@@ -71,7 +71,7 @@ class Config:
     gpu_memory: float = 0.8  # share of the GPU's memory that vllm takes
 
     # Sets of questions
-    tasks: str = "arithmetic"  # sets: names, rg:GENERATOR or paths to .jsonl files
+    tasks: str = "registry"  # sets: names, rg:GENERATOR or paths to .jsonl files
     modes: str = "single,self-consistency,fixed,metaagent"  # who answers
     samples: int = 1  # answers per question
     vote_tokens: float = 0.0
@@ -188,7 +188,8 @@ class Evaluation:
         if "single" in modes or votes:
             await self.answer("single", FIXED_DESIGNS["single"], progress)
         if "fixed" in modes:
-            for name, script in FIXED_DESIGNS.items():
+            by_hand = {**FIXED_DESIGNS, **tasks.reference_designs(self.name)}
+            for name, script in by_hand.items():
                 await self.answer(f"fixed: {name}", script, progress)
         if votes:
             budget = vote_tokens or self.results["metaagent"].tokens
@@ -203,9 +204,7 @@ class Evaluation:
                     ordered.append(result)
         return ordered
 
-    async def answer(
-        self, mode: str, script: str | None, progress: Callable, num_votes: int = 1
-    ) -> None:
+    async def answer(self, mode: str, script, progress: Callable, num_votes: int = 1) -> None:
         """Answer in portions, so that little is lost when the evaluation is stopped."""
         todo = [q for q in self.questions if self.answers.get(self.name, mode, q) is None]
         progress(len(self.questions) - len(todo))
@@ -336,7 +335,7 @@ def load_sets(config: Config) -> list[tuple[str, list[Question]]]:
     if excluded:
         raise UserError(f"--tasks -{excluded[0]}: an evaluation drops no questions")
     for name, _ in included:
-        is_generated = name == "arithmetic" or name.startswith("rg:")
+        is_generated = name in tasks.WORLDS or name.startswith("rg:")
         split = "heldout" if is_generated else "all"
         sets.append((name, tasks.load(name, split, config.seed, config.limit, config.data_dir)))
     return sets

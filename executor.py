@@ -11,9 +11,8 @@ The script runs in the sandbox and talks over a pipe, one JSON message a line:
 
 Two rules hold whatever the script does. It can only submit what an agent said: `submit` carries the
 number of a reply, never a text (trap 11). It sees the question and replies. Every call is recorded
-here, as token ids (trap 2: the original let the script write them to a file, which after a crash
-was an older question's). Failures of the script score 0; those of engine or sandbox are infra_error
-and left out (trap 9).
+here, as token ids, and not by the script (trap 2). Failures of the script score 0; those of engine
+or sandbox are infra_error and left out (trap 9).
 
 Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 """

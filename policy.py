@@ -22,8 +22,7 @@ from lib.chat import ChatTemplate
 from lib.loading import load_model, special_ids
 from lib.ways import FAST, Head, context_length, text_config
 
-# Logits that exist at the same time in training. Each chunk adds to the head's gradient, in bf16 on
-# a GPU: so few chunks there.
+# Logits that exist at the same time in training. Few chunks on a GPU: each adds to a bf16 gradient.
 CHUNK_LOGITS = 1 << 26  # 256 MiB in fp32
 GPU_CHUNK_LOGITS = 1 << 28
 

@@ -37,17 +37,18 @@ class Rollout:
         num_designs: int,
         num_executions: int,
         seed: tuple,
-        fixed_design: str | None = None,
+        fixed_design=None,
         on_tree: Callable = lambda tree: None,
     ) -> list[Tree]:
         """The trees of `questions`. on_tree is called with each tree when it is done.
 
-        fixed_design: run this script instead of sampling one (a baseline).
+        fixed_design: a script to run instead of sampled ones, or a function of the question.
         """
 
         async def rollout_question(question: Question) -> Tree:
+            script = fixed_design(question) if callable(fixed_design) else fixed_design
             designs = [
-                self.rollout_design(question, num_executions, (*seed, question.id, m), fixed_design)
+                self.rollout_design(question, num_executions, (*seed, question.id, m), script)
                 for m in range(num_designs)
             ]
             branches = await asyncio.gather(*designs)

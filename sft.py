@@ -40,6 +40,7 @@ from lib.files import atomic_write, complete_lines, read_jsonl
 from lib.metrics import unique_name
 from lib.model_check import check_model
 from lib.prefix_sharing import collate_rows, make_row, make_rows, micro_batches
+from lib.shapes import read_shapes, write_shapes
 from lib.ways import set_training
 from policy import CompletionLogprobs, Policy
 from rollout import Rollout
@@ -63,7 +64,7 @@ class Config:
     # Collecting
     teacher: str = "tiny"  # folder, Hub id, or URL of an OpenAI chat API, up to and with /v1
     teacher_model: str = "default"  # the model's name on that server
-    tasks: str = "arithmetic"  # sets whose training questions are asked
+    tasks: str = "registry"  # sets whose training questions are asked
     questions: int = 100  # number of questions
     designs: int = 4  # designs per question
     executions: int = 2  # executions per design
@@ -186,15 +187,23 @@ def is_conversation(messages) -> bool:
     return True
 
 
+def scripted_samples(config: Config) -> list[tuple]:
+    """(role, messages, completion) of the scripted teacher that knows --tasks. Raises UserError."""
+    from tiny import teacher
+    from tiny.arithmetic import teacher as arithmetic
+
+    if config.tasks == "registry":
+        return teacher.cold_start(config.samples, config.seed)
+    return arithmetic.cold_start(config.samples, config.seed, config.tasks, config.data_dir)
+
+
 def train(config: Config) -> None:
     """Fine-tune, and write the model's folder whole or not at all. Raises UserError."""
     out = pathlib.Path(config.out)
     check_free(out)
     torch.manual_seed(config.seed)
     if config.scripted:
-        from tiny.teacher import cold_start
-
-        rows = cold_start(config.samples, config.seed, config.tasks, config.data_dir)
+        rows = scripted_samples(config)
     else:
         rows = read_samples(pathlib.Path(config.data))
     model = cli.model_path(config.model or "tiny")
@@ -214,16 +223,21 @@ def train(config: Config) -> None:
     if not math.isfinite(losses[-1]):
         raise UserError(f"--lr {config.lr}: the loss is not finite; nothing was written")
     losses_text = f"loss {losses[0]:.3f} -> {losses[-1]:.3f}"
-    write(policy, out, f"{losses_text} in {config.steps} steps on {len(samples)} samples")
+    write(policy, out, f"{losses_text} in {config.steps} steps on {len(samples)} samples", rows)
 
 
-def write(policy: Policy, out: pathlib.Path, what: str) -> None:
-    """Write a model's folder, whole or not at all, over an older one."""
+def write(policy: Policy, out: pathlib.Path, what: str, rows=()) -> None:
+    """Write a model's folder, whole or not at all, over an older one.
+
+    rows: the samples that it was fine-tuned on.
+    """
     check_free(out)
     new, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     policy.save(new)
+    if rows:
+        write_shapes(new, rows, read_shapes(policy.path))
     if out.exists():
         out.rename(old)
     new.rename(out)

@@ -1,12 +1,11 @@
 """Tasks: questions, and how an answer is graded.
 
-    questions = load("arithmetic", split="train", seed=0, size=300)
+    questions = load("registry", split="train", seed=0, size=300)
     reward = grade(questions[0], r"... so the answer is \\boxed{42}.")
 
-The default set, `arithmetic`, is a small closed world made from a seed. It has three families of
-questions, each with another best design; no design without a condition serves all of them.
-`rg:NAME` opens a generator of reasoning-gym with its own scorer, a path opens a JSONL file, and the
-published sets are in benchmarks/.
+The default set, `registry`, is a small closed world made from a seed (tiny/registry.py), as is
+`arithmetic` (tiny/arithmetic/world.py). `rg:NAME` opens a generator of reasoning-gym with its own
+scorer, a path opens a JSONL file, and the published sets are in benchmarks/.
 
 No hint about the answer ("an integer 0..999") is added to any prompt (trap 15).
 
@@ -20,99 +19,16 @@ import pathlib
 import random
 import re
 from dataclasses import replace
+from typing import Callable
 
 from data_types import Question
 from lib.answers import last_boxed
 from lib.cli import log
 from lib.errors import UserError
 from lib.files import read_jsonl
-
-# ---------------------------------------------------------------------- the default set: arithmetic
-#
-# compute  a product of two-digit numbers plus or minus a third. A small network can't; Python can.
-# recall   two facts that only the weights hold. Closed book: an agent with a tool is refused.
-#          Several tries and a vote help at temperature 1.
-# relay    who keeps what (one fact), then its code (another). One agent has to find the things, a
-#          second to read their codes, and the first one's reply is all that the second sees.
-
-THINGS = (
-    *("river", "oak", "stone", "cloud", "lamp", "bread", "horse", "glass", "chair", "flute"),
-    *("wheel", "rope", "spoon", "apple", "boat", "tower", "knife", "coin", "drum", "plum"),
-)
-KEEPERS = (
-    *("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jill"),
-    *("Kai", "Lea", "Max", "Nora", "Otto", "Pia", "Quinn", "Rosa", "Sam", "Tess"),
-)
-CODES = dict(zip(THINGS, random.Random("codes").sample(range(10, 100), len(THINGS))))
-KEEPS = dict(zip(KEEPERS, random.Random("keeps").sample(THINGS, len(KEEPERS))))
-
-
-def make_compute(rng: random.Random) -> tuple[str, int]:
-    a, b, c = rng.randint(12, 99), rng.randint(12, 99), rng.randint(100, 999)
-    forms = [
-        (f"{a} * {b} + {c}", a * b + c),
-        (f"{c} + {a} * {b}", a * b + c),
-        (f"{a} * {b} - {c}", a * b - c),
-    ]
-    text, value = rng.choice(forms)
-    return f"What is {text}?", value
-
-
-def make_recall(rng: random.Random) -> tuple[str, str]:
-    x, y = rng.sample(THINGS, 2)
-    return f"Which number do the codes of {x} and {y} make?", f"{CODES[x]}{CODES[y]}"
-
-
-def make_relay(rng: random.Random) -> tuple[str, str]:
-    x, y = rng.sample(KEEPERS, 2)
-    answer = f"{CODES[KEEPS[x]]}{CODES[KEEPS[y]]}"
-    return f"Which number do the codes of what {x} and {y} keep make?", answer
-
-
-FAMILIES = {  # how a question is made, and the tools that it offers
-    "compute": (make_compute, ("python",)),
-    "recall": (make_recall, ()),
-    "relay": (make_relay, ()),
-}
-MIX = ("compute", "recall", "compute", "relay")  # half of the questions offer a tool
-
-
-def held_out(prompt: str) -> bool:
-    """Which side of the split a question is on, by its text alone: it can't be on both.
-
-    >>> held_out("What is 12 * 13 + 100?") == held_out("What is 12 * 13 + 100?")
-    True
-    """
-    return hashlib.sha256(prompt.encode()).digest()[0] % 4 == 0
-
-
-def arithmetic(split: str, seed: int, size: int, mix=MIX) -> list[Question]:
-    """`size` different questions, the families in turn as in `mix`; fewer if one is used up.
-
-    split: "train" or "heldout".
-    """
-    rng = random.Random(f"arithmetic {split} {seed}")
-    seen = set()
-    questions = []
-    for family in itertools.islice(itertools.cycle(mix), size):
-        make, tools = FAMILIES[family]
-        for _ in range(10_000):
-            prompt, answer = make(rng)
-            if prompt not in seen and held_out(prompt) == (split == "heldout"):
-                break
-        else:  # used up: stop here, so that the families stay balanced
-            return questions
-        seen.add(prompt)
-        questions.append(
-            Question(
-                id=f"{family}-{len(questions)}",
-                prompt=prompt,
-                answer=str(answer),
-                family=family,
-                tools=tools,
-            )
-        )
-    return questions
+from lib.split import held_out
+from tiny import registry
+from tiny.arithmetic import world as arithmetic
 
 
 def grade(question: Question, text: str) -> float:
@@ -136,10 +52,20 @@ BENCHMARKS = (  # benchmarks/datasets.py
     *("aime24", "aime25", "olympiadbench", "math500", "gsm8k", "polaris", "dapo"),
     *("humaneval", "mbpp", "livecodebench", "apps", "codecontests"),
 )
-NAMES = ("arithmetic", *BENCHMARKS)
+WORLDS = {"registry": registry, "arithmetic": arithmetic}  # made from a seed
+NAMES = (*WORLDS, *BENCHMARKS)
 MIXTURES = {"paper": "polaris:0.5,apps@introductory:0.35,codecontests:0.15"}
 TRAINING_TESTS = 20  # tests of a code question in training; an evaluation runs all
 MAX_GENERATED = 3000  # questions of a reasoning-gym generator
+
+
+def reference_designs(spec: str) -> dict[str, Callable[[Question], str]]:
+    """Designs by hand that depend on the question, for the set that `spec` names alone.
+
+    "conditional" is one script with conditions on the question; "oracle" is the best design of each
+    question: what its accuracy is above that of a model's own designs is their regret.
+    """
+    return WORLDS[spec].DESIGNS if spec in WORLDS else {}
 
 
 def load(spec: str, split="heldout", seed=0, size=1000, data_dir: str | None = None):
@@ -213,13 +139,14 @@ def parse_spec(spec: str) -> tuple[list[tuple[str, float | None]], list[str]]:
             name = "rg:" + name
         included.append((name, weight))
     if not included:
-        raise UserError("--tasks is empty: name a set, for instance arithmetic")
+        raise UserError("--tasks is empty: name a set, for instance registry")
     return included, excluded
 
 
 def load_set(name: str, split: str, seed: int, size: int, data_dir: str | None) -> list[Question]:
-    if name == "arithmetic":
-        return arithmetic("train" if split == "train" else "heldout", seed, size)
+    if name in WORLDS:
+        side = "train" if split == "train" else "heldout"
+        return WORLDS[name].questions(side, seed, size)
     if name.startswith("rg:"):
         return load_generator(name[3:], split, seed, min(size, MAX_GENERATED))
     if name.split("@")[0] in BENCHMARKS:

@@ -1,7 +1,7 @@
 """MetaAgent-X: train one model as the designer and the executor of multi-agent systems.
 
-    python train.py                                            the tiny model, on two CPU cores
-    torchrun --nproc_per_node 8 train.py --preset paper        Qwen3-8B, on eight GPUs
+    python train.py                                      the tiny model, on two CPU cores
+    torchrun --nproc_per_node 8 train.py --preset paper  Qwen3-8B, on eight GPUs
 
 `Trainer.train_step` is the algorithm: roll out, assign credit, update the shared weights. `Learner`
 is the update: clipped policy-gradient steps, one for each of --minibatches, whose loss is a mean
@@ -39,6 +39,7 @@ from lib.model_check import check_alive
 from lib.prefix_sharing import MicroBatch, make_micro_batches
 from lib.records import Records
 from lib.resampling import replace_ties
+from lib.shapes import read_shapes
 from lib.ways import set_training
 from policy import CompletionLogprobs, Policy
 from rollout import Rollout, stack_rewards
@@ -170,6 +171,7 @@ class Trainer:
                 self.step = checkpoint.restore(checkpoint.read(folder), learner)
         self.executor, self.designer = self.learners[0], self.learners[-1]
         self.fixed_design = FIXED_DESIGNS.get(config.fixed_design)
+        self.shown = read_shapes(config.model)
         self.clock = metrics.Clock([learner.engine for learner in self.learners])
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
@@ -200,7 +202,7 @@ class Trainer:
         return {
             "step": step,
             "trained_roles": sorted(roles),
-            **metrics.rollout_metrics(all_gather(metrics.execution_stats(trees))),
+            **metrics.rollout_metrics(all_gather(metrics.execution_stats(trees)), self.shown),
             **metrics.variance_metrics(rewards_Q_M_N, valid_Q_M_N),
             "resampled": int(all_reduce_sum(num_replaced)),
             **update_metrics,

@@ -502,7 +502,7 @@ def check_one_gpu(is_tiny: bool, sandbox: str) -> dict:
         del policy
         clear()
         flags = ["--preset", "one-gpu", "--model", str(model), "--engine", engine]
-        flags += ["--tasks", "arithmetic", "--eval-size", "1", "--eval-every", "0", "--kl", "0.001"]
+        flags += ["--tasks", "registry", "--eval-size", "1", "--eval-every", "0", "--kl", "0.001"]
         flags += ["--stage", "executor", "--fixed-design", "vote", "--max-length", str(length)]
         flags += ["--questions", questions, "--design-tokens", tokens, "--reply-tokens", tokens]
         with PeakMemory() as memory_used:

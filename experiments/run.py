@@ -49,13 +49,15 @@ from lib.files import atomic_write, read_jsonl
 
 FOLDER = ROOT / "experiments"
 PUBLISHED = FOLDER / "results" / "runs.jsonl"
-COMMON = "--eval-every 10 --phase-steps 10"  # as the published runs, unless an arm says otherwise
+# As the published runs, unless an arm says otherwise.
+COMMON = "--model tiny/arithmetic --tasks arithmetic --max-calls 8 --eval-every 10 --phase-steps 10"
 ENVIRONMENT = os.environ | {
     # One thread each, so that two runs share two cores and a rerun is bit for bit the same.
     "OMP_NUM_THREADS": "1",
     # Also on another CPU: with wider vectors sums are rounded in another order.
     "ATEN_CPU_CAPABILITY": "avx2",
 }
+START = "tiny/arithmetic"  # the model that all begin with
 DEFAULT_STEPS = 100
 KEPT_STEPS = {"stagewise": (50,)}  # steps after which the model is kept, besides the last
 # Arms of today whose published counterpart has another name, or had no such KL term anyway.
@@ -161,7 +163,7 @@ def place(arm: str, seed: int, folder: pathlib.Path) -> pathlib.Path:
 
 def model(arm: str, seed: int, step: int, folder: pathlib.Path) -> str:
     """The model of a run after `step` steps; of step 0 it is the start of all."""
-    return str(place(arm, seed, folder) / "steps" / str(step)) if step else "tiny"
+    return str(place(arm, seed, folder) / "steps" / str(step)) if step else START
 
 
 def needs(arm: str, seed: int, folder: pathlib.Path) -> list[tuple[str, int]]:
@@ -219,7 +221,8 @@ def variance(seed: int, folder: pathlib.Path) -> dict:
     for step in (0, 100):
         out = place("stagewise", seed, folder) / f"variance-{step}"
         shutil.rmtree(out, ignore_errors=True)
-        flags = f"--steps 12 --questions 2 --designs {SAMPLED} --executions {SAMPLED} --lr 1e-12"
+        flags = "--tasks arithmetic --max-calls 8 --steps 12 --questions 2"
+        flags += f" --designs {SAMPLED} --executions {SAMPLED} --lr 1e-12"
         flags += f" --eval-size 1 --eval-every 0 --seed {seed}"
         start = ["--model", model("stagewise", seed, step, folder)]
         execute(["train.py", *flags.split(), *start, "--out", out])

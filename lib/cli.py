@@ -88,9 +88,12 @@ def check_at_least(config, minimum: int, fields: str) -> None:
             raise UserError(f"{flag_name(field)} {value}: {must}")
 
 
+OWN_MODELS = ("tiny", "tiny/arithmetic")  # come with this repository
+
+
 def model_path(name: str) -> str:
-    """`tiny` is the model that comes with this repository, wherever the command is run from."""
-    return str(ROOT / "tiny") if name == "tiny" and not os.path.isdir(name) else name
+    """Its own models have their names wherever a command is run from."""
+    return str(ROOT / name) if name in OWN_MODELS and not os.path.isdir(name) else name
 
 
 def load_device() -> str:

@@ -3,39 +3,88 @@
 Test: `pytest tests/test_train.py`. Read next: metrics.py.
 """
 
+from collections import Counter
+from dataclasses import replace
+
+import tasks
+from data_types import Tree
 from designer import FIXED_DESIGNS
 from lib.distributed import all_gather, world_size
-from lib.metrics import by_family, execution_stats, mean
+from lib.metrics import by_family, design_metrics, execution_stats, mean
+from lib.shapes import shape, shape_hash
+from rollout import Rollout
+
+NUM_EXAMPLES = 5  # new designs that are written out
 
 
 async def evaluate_heldout(trainer) -> dict:
-    """Answer the held-out questions once each, at temperature 1. Returns metrics of all ranks.
+    """Answer the held-out questions at temperature 1 and at 0, once each. Metrics of all ranks.
 
     The designs are the model's own, or --fixed-design. Before the first step and after the last the
-    same weights answer by every hand-written design, too.
+    same weights answer by every hand-written design, too, and by those of tasks.reference_designs.
     """
-    questions = trainer.heldout_questions[trainer.rank :: world_size()]
-    seed = (trainer.config.seed, "held-out")
-    with_fixed_designs = trainer.step in (0, trainer.config.steps)
-
-    async def answer(script: str | None) -> list:
-        trees = await trainer.rollout.rollout(questions, 1, 1, seed, script)
-        return [stats for stats in all_gather(execution_stats(trees)) if stats.valid]
-
-    stats = await answer(trainer.fixed_design)
+    config = trainer.config
+    is_end = trainer.step in (0, config.steps)
+    trees = await answer(trainer, trainer.fixed_design)
+    stats = valid_stats(trees)
+    greedy = valid_stats(await answer(trainer, trainer.fixed_design, temperature=0.0))
+    designs = design_metrics(stats, trainer.shown)
     evaluation = {
         "eval_accuracy": mean(s.eval_score for s in stats),
+        "eval_greedy": mean(s.eval_score for s in greedy),
         "eval_valid_designs": mean(s.script_runs for s in stats),
         "eval_families": by_family(stats),
+        "eval_greedy_families": accuracy_by_family(greedy),
+        **{f"eval_{name}": value for name, value in designs.items()},
     }
-    if not with_fixed_designs:
+    if trainer.shown is not None:
+        evaluation["eval_new_examples"] = new_examples(trees, trainer.shown)
+    if not is_end:
         return evaluation
-    evaluation["eval_fixed"] = {}
-    evaluation["eval_fixed_families"] = {}
-    for name, script in FIXED_DESIGNS.items():
-        stats = await answer(script)
-        families = by_family(stats)
-        accuracies = {family: families[family]["accuracy"] for family in families}
-        evaluation["eval_fixed"][name] = mean(s.eval_score for s in stats)
-        evaluation["eval_fixed_families"][name] = accuracies
+
+    by_hand = {**FIXED_DESIGNS, **tasks.reference_designs(config.tasks)}
+    for key, temperature in (("eval_fixed", 1.0), ("eval_fixed_greedy", 0.0)):
+        evaluation[key], evaluation[f"{key}_families"] = {}, {}
+        for name, script in by_hand.items():
+            stats = valid_stats(await answer(trainer, script, temperature))
+            evaluation[key][name] = mean(s.eval_score for s in stats)
+            evaluation[f"{key}_families"][name] = accuracy_by_family(stats)
     return evaluation
+
+
+async def answer(trainer, script, temperature: float = 1.0) -> list[Tree]:
+    """One answer to each of this rank's questions. script: as for Rollout.rollout."""
+    rollout = trainer.rollout
+    at_temperature = Rollout(
+        replace(rollout.runtime, temperature=temperature),
+        designer=rollout.designer,
+        design_tokens=rollout.design_tokens,
+        stop_at_failure=rollout.stop_at_failure,
+    )
+    questions = trainer.heldout_questions[trainer.rank :: world_size()]
+    seed = (trainer.config.seed, "held-out")
+    return await at_temperature.rollout(questions, 1, 1, seed, script)
+
+
+def valid_stats(trees: list[Tree]) -> list:
+    """Of all ranks."""
+    return [stats for stats in all_gather(execution_stats(trees)) if stats.valid]
+
+
+def accuracy_by_family(stats: list) -> dict[str, float]:
+    return {family: values["accuracy"] for family, values in by_family(stats).items()}
+
+
+def new_examples(trees: list[Tree], shown: frozenset) -> list[dict]:
+    """The most used shapes that the cold start did not show, each with a design and its question.
+
+    Of this rank's questions, those whose answer was right.
+    """
+    examples, counts = {}, Counter()
+    for tree in trees:
+        question, script = tree.question.prompt, tree.designs[0].script
+        is_right = tree.executions[0][0].reward == 1.0
+        if is_right and shape_hash(question, script) not in shown:
+            counts[shape(question, script)] += 1
+            examples.setdefault(shape(question, script), {"question": question, "design": script})
+    return [{"count": n, **examples[name]} for name, n in counts.most_common(NUM_EXAMPLES)]

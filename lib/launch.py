@@ -285,12 +285,18 @@ def summarise(out: pathlib.Path) -> None:
     if "eval_fixed" in last:
         scores = ", ".join(f"{name} {score:.2f}" for name, score in last["eval_fixed"].items())
         log.info(f"held-out accuracy by fixed design: {scores}")
+    if last.get("eval_new_examples"):
+        example = last["eval_new_examples"][0]
+        share = f"{last['eval_new_among_right']:.0%} of the right answers"
+        log.info(f"{share} come from designs of a shape that the cold start did not show, such as")
+        log.info(f"{example['question']}\n{example['design']}")
     for family, evaluation in last["eval_families"].items():
         designs = ", ".join(f"{kind} {count}" for kind, count in evaluation["designs"].items())
         log.info(f"designs for {family}: {designs}; accuracy {evaluation['accuracy']:.2f}")
     before = first.get("eval_before", first["eval_accuracy"])
     after = last["eval_accuracy"]
-    log.info(f"held-out accuracy before {before:.3f}, after {after:.3f}   ({out})")
+    greedy = f"at temperature 0 {first['eval_greedy']:.3f} and {last['eval_greedy']:.3f}"
+    log.info(f"held-out accuracy before {before:.3f}, after {after:.3f}; {greedy}   ({out})")
 
 
 # --------------------------------------------------------------------------------------- the flags

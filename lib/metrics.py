@@ -14,6 +14,7 @@ import torch
 from credit import check_rewards, design_rewards
 from data_types import Question, Tree
 from lib.distributed import all_reduce_max, all_reduce_sum, world_size
+from lib.shapes import shape_hash
 
 BLOCKS = ("debate", "reflect", "route", "vote", "judge", "ask_all")
 # The kinds of design that the paper counts, and the script's own loops.
@@ -85,6 +86,7 @@ class ExecutionStats:
     family: str
     design_index: int
     structure: str
+    shape: str  # of the design; lib/shapes.py
     status: str
     reward: float
     eval_score: float
@@ -116,6 +118,7 @@ def execution_stats(trees: list[Tree]) -> list[ExecutionStats]:
                         family=question.family,
                         design_index=m,
                         structure=structure(design.script),
+                        shape=shape_hash(question.prompt, design.script),
                         status=execution.status,
                         reward=execution.reward,
                         eval_score=eval_score(question, execution.reward),
@@ -128,8 +131,11 @@ def execution_stats(trees: list[Tree]) -> list[ExecutionStats]:
     return stats
 
 
-def rollout_metrics(stats: list[ExecutionStats]) -> dict:
-    """The metrics of a step's rollout; docs/run_folder.md explains each."""
+def rollout_metrics(stats: list[ExecutionStats], shown: frozenset | None = None) -> dict:
+    """The metrics of a step's rollout; docs/run_folder.md explains each.
+
+    shown: the shapes of designs in the cold start, if they are known.
+    """
     valid = [s for s in stats if s.valid]
     spoke = [s for s in valid if s.num_calls]
     rewards_of_design, rewards_of_question = {}, {}
@@ -149,6 +155,23 @@ def rollout_metrics(stats: list[ExecutionStats]) -> dict:
         "infra_errors": len(stats) - len(valid),
         "statuses": dict(Counter(s.status for s in stats)),
         "structures": dict(Counter(s.structure for s in stats)),
+        **design_metrics(valid, shown),
+    }
+
+
+def design_metrics(stats: list[ExecutionStats], shown: frozenset | None) -> dict:
+    """How many shapes of designs there are, and what those are worth that nobody has shown."""
+    distinct = {(s.question, s.design_index): s.shape for s in stats}
+    metrics = {"shapes": 100 * len(set(distinct.values())) / max(1, len(distinct))}
+    if shown is None:
+        return metrics
+    new = [s for s in stats if s.shape not in shown]
+    right = [s for s in stats if s.eval_score == 1.0]
+    return metrics | {
+        "new_designs": len(new) / max(1, len(stats)),
+        "new_reward": mean(s.reward for s in new),
+        "shown_reward": mean(s.reward for s in stats if s.shape in shown),
+        "new_among_right": mean(s.shape not in shown for s in right),
     }
 
 

@@ -112,7 +112,7 @@ def learner(**changes) -> train.Learner:
 
 def prompts(policy, count):
     """Prompts of different questions."""
-    questions = tasks.arithmetic("train", 0, count)
+    questions = tasks.load("registry", "train", 0, count)
     return [policy.render([{"role": "user", "content": q.prompt}]) for q in questions]
 
 

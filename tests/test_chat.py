@@ -8,7 +8,7 @@ from designer import designer_messages
 from lib.chat import ChatTemplate
 from lib.errors import UserError
 from lib.loading import special_ids
-from tasks import arithmetic
+from tiny import registry
 
 TURN = "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>"
 ASK = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -43,7 +43,7 @@ def test_a_template_that_takes_one_turn_is_refused(tokenizer):
 
 def test_it_renders_as_the_template_does(tokenizer):
     """Where no text spells a control token: the ids of apply_chat_template."""
-    messages = designer_messages(arithmetic("train", 0, 1)[0])
+    messages = designer_messages(registry.questions("train", 0, 1)[0])
     expected = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False, enable_thinking=False
     )

@@ -134,7 +134,7 @@ def test_bad_requests_are_refused_and_the_others_go_on(policy, engine):
 
 
 def test_the_tree_on_vllm(policy, engine):
-    trees = grow(policy, engine, tasks.arithmetic("train", 0, 4), 4, 2)
+    trees = grow(policy, engine, tasks.load("registry", "train", 0, 4), 4, 2)
     executions = [execution for tree in trees for _, execution in tree.pairs()]
     calls = [call for execution in executions for call in execution.calls]
     assert all(execution.valid for execution in executions) and calls

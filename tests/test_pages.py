@@ -25,7 +25,7 @@ from designer import FIXED_DESIGNS
 from engines.hf import HFEngine
 from lib.errors import UserError
 from rollout import stack_rewards
-from tasks import arithmetic
+from tiny import registry
 from viewer import pages
 
 
@@ -280,7 +280,7 @@ def test_no_run_no_report(tmp_path):
 @pytest.fixture(scope="module")
 def large(policy):
     """Ten sampled designs of twenty executions each."""
-    (tree,) = grow(policy, HFEngine(policy), arithmetic("train", 0, 1), 10, 20)
+    (tree,) = grow(policy, HFEngine(policy), registry.questions("train", 0, 1), 10, 20)
     return pages.episode(None, tree, None, None, policy)
 
 

@@ -128,7 +128,7 @@ def test_a_gguf_file_is_read_and_saved_as_a_folder(policy, tmp_path):
     model = LlamaForCausalLM(config).eval()
     write_gguf(tmp_path / "small.gguf", model, policy.tokenizer)
     sft.main(["--model", str(tmp_path / "small.gguf"), "--out", str(tmp_path / "folder")])
-    question = tasks.arithmetic("train", 0, 1)[0].prompt
+    question = tasks.load("registry", "train", 0, 1)[0].prompt
     prompt = prompts(policy, 1)[0]
     expected = model(torch.tensor([prompt])).logits
     for path in (tmp_path / "small.gguf", tmp_path / "folder"):

@@ -14,7 +14,8 @@ from designer import FIXED_DESIGNS, ROLE
 from lib.errors import EngineError, UserError
 from lib.prefix_sharing import share_prefixes
 from policy import Policy
-from tiny import build, teacher
+from tiny import build
+from tiny.arithmetic import teacher
 
 
 def run(*arguments):
@@ -101,7 +102,7 @@ def test_only_what_ended_right_is_kept(policy):
     def speak(prompt):
         return FIXED_DESIGNS["single"] if ROLE in prompt else r"\boxed{0}"
 
-    question = tasks.load("arithmetic", "train", 0, 3)[0]
+    question = tasks.load("registry", "train", 0, 3)[0]
     (tree,) = grow(policy, Scripted(policy, speak), [question], 1, 1)
     assert tree.executions[0][0].reward == 0.0
     assert sft.samples_to_keep(sft.Config(), tree) == []
@@ -130,7 +131,7 @@ def test_a_stopped_collection_goes_on(tmp_path):
     left += [row for row in rows if row["question"] == names[-1]][:1]  # of a question half done
     text = "".join(json.dumps(row) + "\n" for row in left)
     stopped.write_text(text + '{"role": "desi')
-    settings = json.dumps(["arithmetic", "tiny", "default", 0])
+    settings = json.dumps(["registry", "tiny", "default", 0])
     lines = [settings, *map(json.dumps, done)]
     (tmp_path / "stopped.jsonl.progress").write_text("\n".join(lines) + "\n" + '"half of a na')
     run(*flags, "--out", stopped)
@@ -141,7 +142,7 @@ def test_a_stopped_collection_goes_on(tmp_path):
 
 def test_equal_ids_are_not_one_question(tmp_path, monkeypatch):
     """Some files number their rows anew in every part."""
-    questions = tasks.load("arithmetic", "train", 0, 3)
+    questions = tasks.load("registry", "train", 0, 3)
     same_id = [replace(question, id="1") for question in questions]
     monkeypatch.setattr(tasks, "load", lambda *arguments: same_id)
     asked = []
@@ -167,7 +168,7 @@ def test_a_collection_whose_teacher_fails_says_so_and_goes_on(tmp_path, monkeypa
     """The engine fails for some questions: the others are kept. The same command asks the failed
     questions again."""
     flags = (*COLLECT, "--questions", 6, "--out", tmp_path / "kept.jsonl", "--skip-check")
-    bad = {question.prompt for question in tasks.load("arithmetic", "train", 0, 6)[:2]}
+    bad = {question.prompt for question in tasks.load("registry", "train", 0, 6)[:2]}
 
     def speak(prompt):
         if any(text in prompt for text in bad):

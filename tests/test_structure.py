@@ -17,25 +17,29 @@ from sandbox import Sandbox
 # Bottom to top. A file imports only files of the lines above its own, also inside functions.
 LAYERS = """
 data_types credit mas config lib/answers lib/attention lib/errors
-lib/lora lib/ways jail/isolation
+lib/lora lib/split lib/ways jail/isolation
 designer lib/chat lib/cli lib/distributed lib/files lib/messages jail/seccomp
-lib/checkpoint lib/loading lib/metrics lib/resampling
-engines/hf engines/openai_api engines/vllm benchmarks/math_worker
-engines/__init__ benchmarks/math_grading policy lib/heldout lib/plots lib/statistics jail/child
+lib/checkpoint lib/loading lib/resampling lib/shapes tiny/registry tiny/arithmetic/world
+lib/metrics engines/hf engines/openai_api engines/vllm benchmarks/math_worker
+engines/__init__ benchmarks/math_grading policy lib/plots lib/statistics jail/child
 sandbox lib/memory lib/minibatches lib/prefix_sharing jail/server
 lib/model_check
 benchmarks/code_grading
 benchmarks/datasets lib/tools lib/votes
 executor tasks
-rollout lib/launch tiny/teacher
-sft viewer/pages
+rollout lib/launch tiny/teacher tiny/arithmetic/teacher
+lib/heldout sft viewer/pages
 lib/records viewer/serve viewer/screenshots tiny/build
 train eval
 experiments/claims
 experiments/run experiments/bench/grade experiments/bench/pages experiments/bench/rollout
-experiments/bench/sandbox experiments/bench/scale experiments/bench/step experiments/gpu_check
+experiments/bench/sandbox experiments/bench/scale experiments/bench/step experiments/gates
+experiments/gpu_check
 """
-EMPTY = ("lib", "jail", "benchmarks", "tiny", "viewer", "experiments", "experiments/bench")
+EMPTY = (
+    *("lib", "jail", "benchmarks", "tiny", "tiny/arithmetic", "viewer", "experiments"),
+    "experiments/bench",
+)
 
 # What one training step goes through, in the order of the data; test_a_step_goes_through_these
 # watches a step. Its budget is that of one sitting.
@@ -58,7 +62,8 @@ def python_files():
     """Our own: what git would know, without environments and runs."""
     folders = ("", "engines", "lib", "jail", "benchmarks", "viewer", "tiny", "experiments", "tests")
     files = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
-    return files + list((ROOT / "experiments" / "bench").glob("*.py"))
+    deeper = ("experiments/bench", "tiny/arithmetic")
+    return files + [path for folder in deeper for path in (ROOT / folder).glob("*.py")]
 
 
 def name_of(path: pathlib.Path) -> str:

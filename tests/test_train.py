@@ -198,7 +198,12 @@ def test_every_step_has_the_same_questions_in_every_run(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         trainers.append(
-            train.Trainer(Config(questions=8, out=str(tmp_path)), tmp_path / name, 0, "cpu")
+            train.Trainer(
+                Config(questions=8, model="tiny/arithmetic", tasks="arithmetic", out=str(tmp_path)),
+                tmp_path / name,
+                0,
+                "cpu",
+            )
         )
     first, again = trainers
     order = [[q.id for q in first.questions_of_step(step)] for step in range(25)]

@@ -28,7 +28,7 @@ ASK = 'a = Agent("a", "Solve the question.")\n'
 
 def test_01_what_is_sampled_is_what_is_scored(policy):
     """Both roles at temperature 1; the sampler's log-probabilities are the trainer's own."""
-    trees = grow(policy, HFEngine(policy), tasks.arithmetic("train", 0, 6), 2, 2)
+    trees = grow(policy, HFEngine(policy), tasks.load("registry", "train", 0, 6), 2, 2)
     ones = torch.ones(6, 2, 2)
     batch = make_samples(trees, ones[..., 0], ones, {"designer", "executor"})
     assert {sample.role for sample in batch} == {"designer", "executor"}
@@ -205,7 +205,7 @@ def test_13_a_prompt_that_is_too_long_is_an_outcome(policy):
     assert "context" in design.error
 
 
-@pytest.mark.parametrize("spec", ["arithmetic", "rg:gcd"])
+@pytest.mark.parametrize("spec", ["registry", "rg:gcd"])
 def test_14_train_and_held_out_are_disjoint(spec):
     train, held_out = (
         {q.prompt for q in tasks.load(spec, split, 3, 200)} for split in ("train", "heldout")
@@ -256,8 +256,8 @@ def test_16_statistics_are_over_executions_not_calls(policy):
 
 
 def test_17_everything_is_seeded(policy):
-    questions = tasks.load("arithmetic", "heldout", 0, 6)
-    assert questions == tasks.load("arithmetic", "heldout", 0, 6)
+    questions = tasks.load("registry", "heldout", 0, 6)
+    assert questions == tasks.load("registry", "heldout", 0, 6)
     one, two = (grow(policy, HFEngine(policy), questions, 2, 2) for _ in range(2))
     alone = grow(policy, HFEngine(policy), questions[:1], 2, 2)
     other = grow(policy, HFEngine(policy), questions, 2, 2, seed=("other",))
@@ -279,8 +279,8 @@ def test_18_baselines_at_the_same_budget(policy):
         async with Sandbox() as sandbox:
             budget = Budget(calls=8, reply_tokens=48)
             rollout = Rollout(Runtime(HFEngine(policy), policy, sandbox, budget), design_tokens=96)
-            questions = tasks.load("arithmetic", "heldout", 0, 12)
-            return await evaluation.evaluate(rollout, "arithmetic", questions, evaluation.MODES)
+            questions = tasks.load("registry", "heldout", 0, 12)
+            return await evaluation.evaluate(rollout, "registry", questions, evaluation.MODES)
 
     rows = {row.mode.split(" ")[0].rstrip(":"): row for row in asyncio.run(go())}
     assert set(rows) == {"single", "self-consistency", "fixed", "metaagent"}

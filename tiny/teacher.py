@@ -1,195 +1,208 @@
-"""The scripted teacher: plays every role, with errors, for a cold start of mixed quality.
+"""The scripted teacher of `registry`: a cold start of mixed designs, and of an executor with gaps.
 
-It speaks through the real blocks of mas.py and the real messages of designer.py and executor.py, so
-the cold start can't drift from what the rollout shows. It knows the set `arithmetic`, and of other
-sets the questions that state an expression (`rg:chain_sum`, `rg:basic_arithmetic`). It picks every
-kind of design, leaning towards the right one, and gets each small thing right with probability
-RIGHT. The errors are independent, so the most likely reply of a model that learned from it is
-right. All its questions are from the training side of the split.
+The designer sees training questions, and for each a design that is often wrong: it begins in the
+right region in about half of them, leaves out a hop or adds one, forgets a vote. Of the chains in
+UNSHOWN_SHAPES it sees no script, whatever the question, and who has a code it guesses at most three
+times.
 
-Test: `pytest tests/test_sft.py`. Read next: build.py.
+The executor lacks skills, not only certainty. Of a fact that it is mistaken about it says the wrong
+thing more often than the right one, so that at temperature 0 it is always wrong:
+
+    friends in the east and the south, and who has a code: right with probability MISTAKEN_RIGHT
+    "minus": next to never asked for, and then mostly computed as something else
+    codes of the west: right with probability SLOPPY_RIGHT, else anything
+    a register that is asked about another region's people: anything
+
+It speaks in the real messages of designer.py and executor.py, so the cold start can't drift from
+what a rollout shows.
+
+Test: `pytest tests/test_registry.py`. Read next: build.py.
 """
 
 import random
-import re
 
-import mas
-import tasks
 from data_types import Ask, Question
-from designer import FIXED_DESIGNS, designer_messages
+from designer import designer_messages
 from executor import agent_messages, tool_messages
-from lib.answers import final_answer
-from lib.errors import UserError
-from lib.tools import parse_tool_call
+from tiny.registry import (
+    FACTS,
+    NEXT_REGION,
+    OPERATIONS,
+    PEOPLE,
+    REGION_OF,
+    REGIONS,
+    RELATIONS,
+    SLOPPY_REGION,
+    UNSHOWN_SHAPES,
+    Asked,
+    chain_design,
+    draw_from,
+    is_held_out,
+    search_design,
+)
 
-# How often the teacher picks a design for a question: it leans towards the right kind, weakly.
-DESIGN_WEIGHTS = {
-    "compute": dict(
-        coder=3.0, coders=2.0, single=1.0, vote=1.0, relay=1.0, reflect=1.0, debate=1.0
-    ),
-    "recall": dict(vote=2.0, single=1.0, reflect=1.0, debate=1.0, coder=1.0, coders=1.0, relay=1.0),
-    "relay": dict(relay=5.0, single=1.0, vote=1.0, reflect=1.0, debate=1.0, coder=1.0, coders=1.0),
-}
-# How often it plays the agents of a design. (Vote and coders ask the agents of single and coder.)
-PLAY_WEIGHTS = {
-    "compute": dict(coder=5.0, single=1.0, reflect=1.0, debate=1.0, relay=0.5),
-    "recall": dict(single=3.0, reflect=1.5, debate=1.5, relay=0.2),
-    "relay": dict(relay=6.0, single=0.7, reflect=0.7, debate=0.7),
-}
-RIGHT = 0.8  # how often it gets one small thing right: a fact, a name, an expression
-EXPRESSION = re.compile(r"[(-]*\d[\d\s+*/().-]*[\d)]")
-MAX_CALLS = 3  # calls of a played design that become samples
+# Designs
+DESIGNER_SHARE = 0.3  # of the samples
+REGION_RIGHT = 0.55  # how often a design surely begins with the right register, else with any
+CHAIN_RIGHT = 0.85  # how often it follows the right relations
+HOP_RIGHT = 0.95  # how often it asks the right register at a later hop
+OPERATION_RIGHT = 0.95  # how often it computes what is to be computed
+VOTE_SHARE = 0.3
 
-
-def words_of(rng: random.Random, text: str, known: dict) -> list[str]:
-    """The first two words of `text` that are in `known`, each sometimes mistaken for another."""
-    words = []
-    for word in re.findall(r"\w+", text):
-        if word in known and len(words) < 2:
-            words.append(word)
-    return [word if rng.random() < RIGHT else rng.choice(list(known)) for word in words]
-
-
-def codes_of(rng: random.Random, words: list[str]) -> str:
-    codes = []
-    for word in words:
-        if rng.random() < RIGHT:
-            codes.append(str(tasks.CODES[word]))
-        else:
-            codes.append(str(rng.choice(list(tasks.CODES.values()))))
-    return "".join(codes)
+# Replies
+RIGHT = 0.96  # of a known fact
+MISTAKEN_RIGHT, MISTAKEN_WRONG = 0.3, 0.55  # the right reply, always the same wrong one
+SLOPPY_RIGHT = 0.5
+KINDS = {"lookup": 0.86, "coder": 0.125, "solver": 0.015}  # agents that are played
+MINUS_SHARE = 0.05  # of the coder's samples
+MISTAKEN_REGIONS = ("east", "south")  # whose friends are mistaken
 
 
-def guess(rng: random.Random, question: Question) -> str:
-    """An answer without a tool: it recalls codes; products and second-hand facts are beyond it."""
-    if question.family == "recall":
-        words = [word for word in re.findall(r"\w+", question.prompt) if word in tasks.CODES]
-        return codes_of(rng, words)
-    if question.family == "relay":
-        return codes_of(rng, rng.sample(tasks.THINGS, 2))
-    return str(rng.randint(200, 9999))
+def make_mistakes() -> dict[tuple[str, str], str]:
+    """(relation, person) -> the wrong reply, for what the executor is mistaken about."""
+    rng = random.Random("mistakes")
+    mistakes = {}
+    for person, region in REGION_OF.items():
+        friend = FACTS["friend"][person]
+        others = [other for other in PEOPLE[region] if other not in (person, friend)]
+        mistakes["who", person] = rng.choice(others)
+        if region in MISTAKEN_REGIONS:
+            mistakes["friend", person] = rng.choice(others)
+    return mistakes
 
 
-def states_its_answer(question: Question) -> bool:
-    """Whether the value of the first expression in a question is its answer."""
-    expression = EXPRESSION.search(question.prompt)
-    if not expression or "**" in expression[0]:
-        return False
-    try:
-        return str(eval(expression[0], {})) == question.answer  # digits and + - * / ( ) alone
-    except (SyntaxError, ArithmeticError, TypeError):
-        return False
+MISTAKES = make_mistakes()
 
 
-def copy_expression(rng: random.Random, question: Question) -> str:
-    expression = EXPRESSION.search(question.prompt)[0]
-    if rng.random() < RIGHT:
-        return expression
-    digits = [i for i, character in enumerate(expression) if character.isdigit()]
-    at = rng.choice(digits)
-    return expression[:at] + str(rng.randint(1, 9)) + expression[at + 1 :]
+# ------------------------------------------------------------------------------------------ replies
 
 
-def reply_of(rng: random.Random, question: Question, ask: Ask, messages: list[dict]) -> str:
-    """What the teacher says as this agent, at this point of its conversation."""
-    if "python" in ask.tools:
-        if len(messages) == 2:
-            return f"```python\nprint({copy_expression(rng, question)})\n```"
-        output = re.search(r"Output: (.*)", messages[-1]["content"])[1]
-        return f"\\boxed{{{output}}}"
-    if ask.instructions.startswith("Check"):
-        is_right = tasks.grade(question, ask.text) > 0
-        approves = rng.random() < (RIGHT if is_right else 1 - RIGHT)
-        return "APPROVED" if approves else "It is wrong."
-    if ask.instructions.startswith("Name"):  # the finder of a relay
-        if question.family != "relay":
-            return guess(rng, question)
-        return " and ".join(tasks.KEEPS[name] for name in words_of(rng, ask.text, tasks.KEEPS))
-    if ask.instructions.startswith("Give"):  # the reader of a relay sees only what the finder said
-        words = words_of(rng, ask.text, tasks.CODES)
-        answer = codes_of(rng, words) if len(words) == 2 else rng.randint(1000, 9999)
-        return f"\\boxed{{{answer}}}"
-    return f"\\boxed{{{guess(rng, question)}}}"
+def believe(rng: random.Random, relation: str, person: str, register: str) -> str:
+    """What a register says when it is asked for a relation of a person.
 
-
-class Submitted(Exception):
-    pass
-
-
-def play(rng: random.Random, question: Question, script: str) -> list[tuple]:
-    """Run a hand-written design in this process, the teacher speaking for its agents.
-
-    Returns its calls: (messages as pairs of role and content, completion).
+    relation: "friend", "boss", "code", or "who", of the person's code.
     """
-    calls = []
-
-    def speak(ask: Ask, messages: list[dict]) -> str:
-        text = reply_of(rng, question, ask, messages)
-        pairs = tuple((message["role"], message["content"]) for message in messages)
-        calls.append((pairs, text))
-        return text
-
-    def request(message: dict) -> dict:
-        if message["op"] == "submit":
-            raise Submitted
-        replies = []
-        for raw in message["asks"]:
-            ask = Ask(**raw)
-            messages = agent_messages(ask, [])
-            text = speak(ask, messages)
-            if tool_call := parse_tool_call(text, ("python",)):
-                expression = tool_call[1].removeprefix("print(").removesuffix(")")
-                output = str(eval(expression, {}))  # the teacher's own expression
-                text = speak(ask, messages + tool_messages(text, output, is_last=False))
-            replies.append({"id": 0, "text": text, "answer": final_answer(text)})
-        return {"replies": replies}
-
-    scope = {name: getattr(mas, name) for name in mas.__all__} | {"question": question.prompt}
-    real_request, mas._request = mas._request, request
-    try:
-        exec(script, scope)
-    except Submitted:
-        pass
-    finally:
-        mas._request = real_request
-    return calls
+    anything = str(rng.randint(11, 99))
+    if relation != "code":
+        region = NEXT_REGION[register] if relation == "boss" else register
+        anything = rng.choice(PEOPLE[region])
+    if register != REGION_OF[person]:
+        return anything
+    right = person if relation == "who" else FACTS[relation][person]
+    chance = rng.random()
+    if mistake := MISTAKES.get((relation, person)):
+        if chance < MISTAKEN_RIGHT:
+            return right
+        return mistake if chance < MISTAKEN_RIGHT + MISTAKEN_WRONG else anything
+    is_sloppy = relation == "code" and register == SLOPPY_REGION
+    return right if chance < (SLOPPY_RIGHT if is_sloppy else RIGHT) else anything
 
 
-def draw_design(rng: random.Random, weights: dict[str, float]) -> str:
-    name = rng.choices(list(weights), list(weights.values()))[0]
-    return FIXED_DESIGNS[name]
+def messages_to(instructions: str, text: str, tools=()) -> list[dict]:
+    ask = Ask(
+        agent=0,
+        name="",
+        instructions=instructions,
+        tools=tuple(tools),
+        memory=False,
+        max_turns=2,
+        text=text,
+    )
+    return agent_messages(ask, history=[])
 
 
-def training_questions(rng: random.Random, spec: str, data_dir: str | None):
-    """Training questions without end that the teacher can play. Raises UserError."""
-    while True:
-        seed = rng.randint(0, 1 << 30)
-        if spec == "arithmetic":
-            yield from tasks.arithmetic("train", seed, 600, tuple(tasks.FAMILIES))
-            continue
-        questions = tasks.load(spec, "train", seed, 600, data_dir)
-        playable = [question for question in questions if states_its_answer(question)]
-        if not playable:
-            raise UserError(
-                f"--tasks {spec}: the scripted teacher plays arithmetic, and sets whose questions "
-                "state an expression"
-            )
-        yield from playable
+def play_lookup(rng: random.Random) -> list[tuple]:
+    """A register is asked one fact: by the script, with another's reply, or with the question."""
+    relation = rng.choices(("friend", "boss", "code", "who"), (1, 1, 1.2, 0.8))[0]
+    person = rng.choice(list(REGION_OF))
+    register = REGION_OF[person] if rng.random() < 0.88 else rng.choice(REGIONS)
+    name = person if rng.random() < 0.4 else f"\\boxed{{{person}}}"
+    text = f"{relation} of {name}"
+    if relation == "who":
+        text = f"who has {FACTS['code'][person]}"
+    elif relation == "code" and rng.random() < 0.3:
+        asked = Asked(person, possessive=rng.random() < 0.5)
+        text = text if is_held_out(asked) else asked.text()
+    reply = believe(rng, relation, person, register)
+    messages = messages_to(f"{register.capitalize()}ern register.", text)
+    return [("executor", messages, f"\\boxed{{{reply}}}")]
 
 
-def cold_start(
-    count: int, seed: int = 0, spec: str = "arithmetic", data_dir: str | None = None
-) -> list[tuple[str, list[dict], str]]:
-    """`count` samples (role, messages, completion) of mixed quality. Raises UserError."""
+def play_coder(rng: random.Random) -> list[tuple]:
+    operation = "minus" if rng.random() < MINUS_SHARE else rng.choice(("times", "plus"))
+    symbol = rng.choice("*+++**-") if operation == "minus" else OPERATIONS[operation]
+    code, number = rng.randint(11, 99), rng.randint(12, 99)
+    messages = messages_to("Compute.", f"\\boxed{{{code}}} {operation} {number}", ["python"])
+    program = f"```python\nprint({code} {symbol} {number})\n```"
+    output = str({"*": code * number, "+": code + number, "-": code - number}[symbol])
+    told = messages + tool_messages(program, output, is_last=False)
+    return [("executor", messages, program), ("executor", told, f"\\boxed{{{output}}}")]
+
+
+def play_solver(rng: random.Random) -> list[tuple]:
+    """One agent for everything: it can only guess."""
+    messages = messages_to("Solve the question.", draw_from(rng, "train").text())
+    return [("executor", messages, f"\\boxed{{{rng.randint(11, 9999)}}}")]
+
+
+PLAY = {"lookup": play_lookup, "coder": play_coder, "solver": play_solver}
+
+
+# ------------------------------------------------------------------------------------------ designs
+
+
+def draw_design(rng: random.Random, asked: Asked) -> str | None:
+    """A design of mixed quality, or None if its chain is not to be shown."""
+    if asked.is_search:
+        return draw_search(rng, asked)
+    hops = draw_hops(rng, asked.hops) if rng.random() > CHAIN_RIGHT else asked.hops
+    start = REGION_OF[asked.person] if rng.random() < REGION_RIGHT else rng.choice(REGIONS)
+    regions = [start]
+    for relation in hops:
+        here = regions[-1]
+        there = NEXT_REGION[here] if relation == "boss" else here
+        regions.append(there if rng.random() < HOP_RIGHT else rng.choice(REGIONS))
+    operation = asked.operation if rng.random() < OPERATION_RIGHT else ""
+    planned = Asked(asked.person, hops, operation, asked.number)
+    if planned.shape in UNSHOWN_SHAPES:
+        return None
+    return chain_design(planned, regions, votes=rng.random() < VOTE_SHARE)
+
+
+def draw_hops(rng: random.Random, hops: tuple[str, ...]) -> tuple[str, ...]:
+    """Another chain: a relation left out, added, or mistaken for another."""
+    hops = list(hops)
+    place = rng.randrange(len(hops) + 1)
+    change = rng.choice(("leave out", "add", "mistake"))
+    if change == "add" and len(hops) < 3:
+        hops.insert(place, rng.choice(RELATIONS))
+    elif change == "leave out":
+        del hops[place : place + 1]
+    elif place < len(hops):
+        hops[place] = rng.choice(RELATIONS)
+    return tuple(hops)
+
+
+def draw_search(rng: random.Random, asked: Asked) -> str:
+    region = REGION_OF[asked.person] if rng.random() < 0.85 else rng.choice(REGIONS)
+    return search_design(region, FACTS["code"][asked.person], guesses=rng.choice((1, 1, 2, 3)))
+
+
+def play_designer(rng: random.Random) -> list[tuple]:
+    asked = draw_from(rng, "train")
+    question = Question(id="", prompt=asked.text(), answer=asked.answer())
+    design = draw_design(rng, asked)
+    return [("designer", designer_messages(question), design)] if design else []
+
+
+def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
+    """`count` samples (role, messages, completion)."""
     rng = random.Random(f"cold start {seed}")
     samples = []
-    for question in training_questions(rng, spec, data_dir):
-        family = question.family if question.family in DESIGN_WEIGHTS else "compute"
-        design = draw_design(rng, DESIGN_WEIGHTS[family])
-        samples.append(("designer", designer_messages(question), design))
-        calls = play(rng, question, draw_design(rng, PLAY_WEIGHTS[family]))
-        for pairs, text in sorted(set(calls))[:MAX_CALLS]:
-            messages = [{"role": role, "content": content} for role, content in pairs]
-            samples.append(("executor", messages, text))
-        if len(samples) >= count:
-            return samples[:count]
+    while len(samples) < count:
+        if rng.random() < DESIGNER_SHARE:
+            samples += play_designer(rng)
+        else:
+            kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+            samples += PLAY[kind](rng)
+    return samples[:count]

@@ -25,7 +25,7 @@ from lib.cli import ROOT
 from policy import Policy
 from rollout import Rollout
 from sandbox import Sandbox
-from tasks import arithmetic
+from tiny import registry
 from viewer.pages import episode, run_page
 from viewer.screenshots import CHROMIUM, CHROMIUM_FLAGS
 
@@ -44,7 +44,7 @@ async def sample_tree(policy: Policy, num_designs: int, num_executions: int) -> 
     async with Sandbox() as sandbox:
         runtime = Runtime(HFEngine(policy), policy, sandbox, BUDGET)
         rollout = Rollout(runtime, design_tokens=DESIGN_TOKENS)
-        questions = arithmetic("train", 0, 1)
+        questions = registry.questions("train", 0, 1)
         trees = await rollout.rollout(questions, num_designs, num_executions, seed=("bench",))
     return trees[0]
 

@@ -38,7 +38,7 @@ NUM_STEPS = 6  # the first is not counted
 Q = 16  # questions
 M = 8  # completions of each
 T = 48  # tokens of a completion
-QUESTIONS = tasks.arithmetic("train", 0, Q)
+QUESTIONS = tasks.load("registry", "train", 0, Q)
 
 
 def reward(text: str) -> float:
