@@ -28,6 +28,9 @@ def draw_curves(out: pathlib.Path) -> None:
     draw_rewards(axes[0], rows)
     colours = plt.get_cmap("tab20").colors
     draw_shares(axes[1], rows, "structures", "share of designs", colours)
+    if "new_designs" in rows[0]:
+        new = [row["new_designs"] for row in rows]
+        axes[1].plot([row["step"] for row in rows], new, "k--", label="not in the cold start")
     draw_shares(axes[2], rows, "statuses", "share of outcomes", colours)
     axes[2].set_xlabel("step (bands: orange the executor learns, blue the designer)")
     for axis in axes:
@@ -54,7 +57,10 @@ def draw_rewards(axis, rows: list[dict]) -> None:
     evaluated = [row for row in rows if "eval_accuracy" in row]
     if evaluated:
         accuracies = [row["eval_accuracy"] for row in evaluated]
-        axis.plot([row["step"] for row in evaluated], accuracies, "ko-", label="held-out accuracy")
+        steps = [row["step"] for row in evaluated]
+        axis.plot(steps, accuracies, "ko-", label="held-out accuracy")
+        greedy = [row["eval_greedy"] for row in evaluated]
+        axis.plot(steps, greedy, "k^:", label="held-out accuracy, temperature 0")
     axis.set_ylabel("reward")
 
 

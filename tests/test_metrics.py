@@ -14,6 +14,7 @@ from lib.metrics import (
     structure,
     variance_split,
 )
+from lib.shapes import read_shapes, shape_hash, write_shapes
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,32 @@ def test_metrics_by_hand():
     assert metrics["frac_reward_zero_std"] == 0.0
     assert metrics["statuses"] == {"answered": 2, "invalid_script": 1, "infra_error": 1}
     assert metrics["structures"] == {"single": 2, "none": 2}
+
+
+def test_designs_of_new_shapes_by_hand():
+    """Of three designs two have one shape, but for the question's name; one is known and wrong."""
+    right = Execution((), "x", "answered", reward=1.0)
+    wrong = Execution((), "x", "answered")
+    trees = []
+    for prompt, scripts in (("Is Ada 7?", ("a(Ada)", "b(7)")), ("Is Bob 8?", ("a(Bob)",))):
+        executions = tuple(((wrong if script == "b(7)" else right),) for script in scripts)
+        trees.append(Tree(Question(prompt, prompt, "1"), tuple(map(Design, scripts)), executions))
+    shown = {shape_hash("Is Cleo 9?", "b(9)")}
+    metrics = rollout_metrics(execution_stats(trees), shown)
+    assert metrics["shapes"] == pytest.approx(100 * 2 / 3)
+    assert metrics["new_designs"] == pytest.approx(2 / 3) and metrics["new_among_right"] == 1.0
+    assert (metrics["new_reward"], metrics["shown_reward"]) == (1.0, 0.0)
+    assert "new_designs" not in rollout_metrics(execution_stats(trees))
+
+
+def test_the_shapes_of_a_cold_start_are_kept_with_the_model(tmp_path):
+    rows = [
+        ("designer", [{"role": "user", "content": "Is Ada 7?"}], "a(Ada)"),
+        ("executor", [], ""),
+    ]
+    write_shapes(tmp_path, rows)
+    assert read_shapes(str(tmp_path)) == {shape_hash("Is Bob 8?", "a(Bob)")}
+    assert read_shapes(str(tmp_path / "nowhere")) is None
 
 
 def test_variance_split_by_hand():

@@ -46,7 +46,7 @@ MAX_HOPS = 3
 HOP_WEIGHTS = (0.2, 0.4, 0.3, 0.1)  # of 0, 1, 2, 3 relations in a question
 SEARCH_SHARE = 0.1  # of the questions ask who has a code
 GUESSES = 5  # of the best design for these
-NUM_UNSHOWN = 24  # shapes of questions for which the cold start shows no right script
+NUM_UNSHOWN = 16  # shapes of questions for which the cold start shows no right script
 NUM_NEW = 12  # of these, shapes that training never asks for
 MAX_QUESTIONS = 6000  # of one split and seed
 NEW_SHAPE_EVERY = 3  # every third held-out question has one of them
@@ -165,11 +165,11 @@ def parse(text: str) -> Asked:
     )
 
 
-def draw(rng: random.Random) -> Asked:
+def draw(rng: random.Random, hop_weights=HOP_WEIGHTS) -> Asked:
     person = rng.choice(list(REGION_OF))
     if rng.random() < SEARCH_SHARE:
         return Asked(person, is_search=True)
-    num_hops = rng.choices(range(MAX_HOPS + 1), HOP_WEIGHTS)[0]
+    num_hops = rng.choices(range(MAX_HOPS + 1), hop_weights)[0]
     return Asked(
         person=person,
         hops=tuple(rng.choices(RELATIONS, k=num_hops)),
@@ -185,7 +185,7 @@ def all_shapes() -> list[tuple]:
 
 
 def make_unshown_shapes() -> list[tuple]:
-    """Half of the shapes of two and three hops."""
+    """A third of the shapes of two and three hops."""
     shapes = [shape for shape in all_shapes() if len(shape) > 2]
     return random.Random("unshown shapes").sample(shapes, NUM_UNSHOWN)
 
@@ -205,10 +205,10 @@ def is_held_out(asked: Asked) -> bool:
     return held_out(f"{asked.person} {asked.hops} {asked.is_search}")
 
 
-def draw_from(rng: random.Random, split: str) -> Asked:
+def draw_from(rng: random.Random, split: str, hop_weights=HOP_WEIGHTS) -> Asked:
     """split: "train" or "heldout"."""
     while True:
-        asked = draw(rng)
+        asked = draw(rng, hop_weights)
         if is_held_out(asked) == (split == "heldout"):
             return asked
 

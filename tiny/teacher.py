@@ -43,6 +43,7 @@ from tiny.registry import (
 
 # Designs
 DESIGNER_SHARE = 0.3  # of the samples
+DESIGNER_HOP_WEIGHTS = (0.1, 0.2, 0.35, 0.35)  # long chains are the harder ones to plan
 REGION_RIGHT = 0.55  # how often a design surely begins with the right register, else with any
 CHAIN_RIGHT = 0.85  # how often it follows the right relations
 HOP_RIGHT = 0.95  # how often it asks the right register at a later hop
@@ -189,7 +190,7 @@ def draw_search(rng: random.Random, asked: Asked) -> str:
 
 
 def play_designer(rng: random.Random) -> list[tuple]:
-    asked = draw_from(rng, "train")
+    asked = draw_from(rng, "train", DESIGNER_HOP_WEIGHTS)
     question = Question(id="", prompt=asked.text(), answer=asked.answer())
     design = draw_design(rng, asked)
     return [("designer", designer_messages(question), design)] if design else []

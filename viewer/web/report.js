@@ -230,7 +230,13 @@ function charts() {
     ["designer", "var(--designer)", of("designer_reward")],
     ["executor", "var(--executor)", of("executor_reward")],
     ["held out", "var(--text)", of("eval_accuracy"), true],
+    ["held out, temperature 0", COLOURS[4], of("eval_greedy"), true],
   ];
+  const news = [
+    ["of designs", COLOURS[5], of("new_designs")],
+    ["of right answers", COLOURS[0], of("new_among_right")],
+  ];
+  const knowsNews = rows.some((row) => "new_designs" in row);
   const sizes = [
     ["calls", COLOURS[0], of("calls")],
     ["agents", COLOURS[1], of("agents")],
@@ -250,6 +256,7 @@ function charts() {
     lines("Reward by role, and held-out accuracy", rewards, 1.02),
     areas("What was designed", "kinds", Object.keys(rows[0].kinds)),
     areas("Designs by structure", "structures", namesOf("structures")),
+    ...(knowsNews ? [lines("Share of shapes that the cold start did not show", news, 1.02)] : []),
     areas("Outcomes of executions", "statuses", namesOf("statuses")),
     lines("Agents and calls of an execution", sizes),
     lines("Entropy: mean −log p of sampled tokens", entropies),
