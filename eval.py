@@ -9,7 +9,7 @@
 |---|---|---|
 | single | one agent, without tools | 1 |
 | self-consistency | majority of k single agents; k uses up metaagent's tokens | k |
-| fixed | hand-written designs: designer.FIXED_DESIGNS, tasks.reference_designs | as written |
+| fixed | the set's hand-written designs: tasks.designs_by_hand | as written |
 | metaagent | the model's own design for each question, executed by the same model | as designed |
 
 A code question is solved when its program passes all tests. Accuracy is the mean over --samples
@@ -188,8 +188,7 @@ class Evaluation:
         if "single" in modes or votes:
             await self.answer("single", FIXED_DESIGNS["single"], progress)
         if "fixed" in modes:
-            by_hand = {**FIXED_DESIGNS, **tasks.reference_designs(self.name)}
-            for name, script in by_hand.items():
+            for name, script in tasks.designs_by_hand(self.name).items():
                 await self.answer(f"fixed: {name}", script, progress)
         if votes:
             budget = vote_tokens or self.results["metaagent"].tokens

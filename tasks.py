@@ -19,9 +19,9 @@ import pathlib
 import random
 import re
 from dataclasses import replace
-from typing import Callable
 
 from data_types import Question
+from designer import FIXED_DESIGNS
 from lib.answers import last_boxed
 from lib.cli import log
 from lib.errors import UserError
@@ -59,13 +59,13 @@ TRAINING_TESTS = 20  # tests of a code question in training; an evaluation runs 
 MAX_GENERATED = 3000  # questions of a reasoning-gym generator
 
 
-def reference_designs(spec: str) -> dict[str, Callable[[Question], str]]:
-    """Designs by hand that depend on the question, for the set that `spec` names alone.
+def designs_by_hand(spec: str) -> dict:
+    """Baselines for the sets of `spec`: scripts, or functions question -> script.
 
-    "conditional" is one script with conditions on the question; "oracle" is the best design of each
-    question: what its accuracy is above that of a model's own designs is their regret.
+    A world has its own: "conditional" is one script with conditions on the question, "oracle" the
+    best design of each question. What the oracle has above a model's own designs is their regret.
     """
-    return WORLDS[spec].DESIGNS if spec in WORLDS else {}
+    return WORLDS[spec].DESIGNS if spec in WORLDS else FIXED_DESIGNS
 
 
 def load(spec: str, split="heldout", seed=0, size=1000, data_dir: str | None = None):

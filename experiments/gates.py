@@ -19,7 +19,6 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import tasks
 from data_types import Budget, Question, seed_of
 from designer import FIXED_DESIGNS
 from engines.hf import HFEngine
@@ -116,7 +115,8 @@ async def designs(rollout: Rollout, questions: list[Question], seed: int) -> dic
     scores = {n: await accuracy(rollout, questions, s, seed) for n, s in scripts.items()}
     best = max(scores, key=scores.get)
     scores = {f"best unconditional ({best})": scores[best]}
-    for name, design in {**tasks.reference_designs("registry"), "own": None}.items():
+    others = {name: registry.DESIGNS[name] for name in ("conditional", "oracle")}
+    for name, design in {**others, "own": None}.items():
         scores[name] = await accuracy(rollout, questions, design, seed)
     return scores
 

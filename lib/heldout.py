@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import tasks
 from data_types import Tree
-from designer import FIXED_DESIGNS
 from lib.distributed import all_gather, world_size
 from lib.metrics import by_family, design_metrics, execution_stats, mean
 from lib.shapes import shape, shape_hash
@@ -21,7 +20,7 @@ async def evaluate_heldout(trainer) -> dict:
     """Answer the held-out questions at temperature 1 and at 0, once each. Metrics of all ranks.
 
     The designs are the model's own, or --fixed-design. Before the first step and after the last the
-    same weights answer by every hand-written design, too, and by those of tasks.reference_designs.
+    same weights answer by every hand-written design of the set, too.
     """
     config = trainer.config
     is_end = trainer.step in (0, config.steps)
@@ -42,10 +41,9 @@ async def evaluate_heldout(trainer) -> dict:
     if not is_end:
         return evaluation
 
-    by_hand = {**FIXED_DESIGNS, **tasks.reference_designs(config.tasks)}
     for key, temperature in (("eval_fixed", 1.0), ("eval_fixed_greedy", 0.0)):
         evaluation[key], evaluation[f"{key}_families"] = {}, {}
-        for name, script in by_hand.items():
+        for name, script in tasks.designs_by_hand(config.tasks).items():
             stats = valid_stats(await answer(trainer, script, temperature))
             evaluation[key][name] = mean(s.eval_score for s in stats)
             evaluation[f"{key}_families"][name] = accuracy_by_family(stats)

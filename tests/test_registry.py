@@ -59,7 +59,8 @@ def test_the_best_design_is_right_where_every_fact_is_known(policy):
     """And the script that a person can write, where the chain happens to begin in the north."""
     questions = registry.questions("heldout", 0, 45)
     engine = Scripted(policy, all_knowing)
-    for name, design in tasks.reference_designs("registry").items():
+    for name in ("oracle", "conditional"):
+        design = registry.DESIGNS[name]
         trees = grow(policy, engine, questions, 1, 1, fixed_design=design)
         rewards = [tree.executions[0][0].reward for tree in trees]
         if name == "oracle":

@@ -1,7 +1,7 @@
 """The default set of questions, `registry`: a small closed world that has to be designed for.
 
-    What is the code of the boss of the friend of Zava minus 27?
-    What is Zava's friend's code?
+    What is the code of the boss of the friend of Feki minus 27?
+    What is Feki's friend's code?
     Who in the north has the code 37?
 
 A hundred people live in four regions. Everyone has a friend in the same region, a boss in the next
@@ -13,7 +13,7 @@ right one to begin with depends on the name, not on the form of the question:
     north = Agent("north", "Northern register.")
     east = Agent("east", "Eastern register.")
     coder = Agent("coder", "Compute.", tools=["python"])
-    x = north("friend of Zava")
+    x = north("friend of Feki")
     x = north("boss of " + x)
     x = east("code of " + x)
     x = coder(x + " minus 27")
@@ -56,7 +56,7 @@ NEW_SHAPE_EVERY = 3  # every third held-out question has one of them
 
 
 def make_names(rng: random.Random, count: int) -> list[str]:
-    """Different names such as Zava."""
+    """Different names such as Feki."""
     names = []
     while len(names) < count:
         syllables = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)]
@@ -103,7 +103,7 @@ class Asked:
     hops: tuple[str, ...] = ()  # relations, in the order in which they are followed
     operation: str = ""  # what is done with the code: one of OPERATIONS, or nothing
     number: int = 0  # its second operand
-    possessive: bool = False  # "Zava's boss's code", not "the code of the boss of Zava"
+    possessive: bool = False  # "Feki's boss's code", not "the code of the boss of Feki"
     is_search: bool = False
 
     @property
@@ -117,8 +117,8 @@ class Asked:
 
     def text(self) -> str:
         """
-        >>> Asked("Zava", ("friend", "boss"), "minus", 27).text()
-        'What is the code of the boss of the friend of Zava minus 27?'
+        >>> Asked("Feki", ("friend", "boss"), "minus", 27).text()
+        'What is the code of the boss of the friend of Feki minus 27?'
         """
         if self.is_search:
             region, code = REGION_OF[self.person], FACTS["code"][self.person]
@@ -145,7 +145,7 @@ class Asked:
 def parse(text: str) -> Asked:
     """The reverse of `Asked.text`.
 
-    >>> parse("What is Zava's friend's boss's code minus 27?").hops
+    >>> parse("What is Feki's friend's boss's code minus 27?").hops
     ('friend', 'boss')
     """
     words = re.sub(r"'s|\?", "", text).split()
@@ -324,4 +324,8 @@ x = vote([register[regions[0]]] * 3, "code of " + x)
 if words[-2] in ("times", "plus", "minus"):
     x = Agent("coder", "Compute.", tools=["python"])(x + f" {words[-2]} {words[-1]}")
 submit(x)"""
-DESIGNS = {"conditional": lambda question: CONDITIONAL, "oracle": best_design}
+DESIGNS = {
+    "one register": 'submit(Agent("north", "Northern register.")(question))',
+    "conditional": CONDITIONAL,
+    "oracle": best_design,
+}

@@ -17,6 +17,7 @@ import itertools
 import random
 
 from data_types import Question
+from designer import FIXED_DESIGNS
 from lib.split import held_out
 
 THINGS = (
@@ -98,4 +99,4 @@ if "keep" in question:
     reader = Agent("reader", "Give the number.")
     submit(reader(finder(question)))
 submit(vote([Agent("solver", "Solve the question.")] * 3, question))"""
-DESIGNS = {"conditional": lambda question: CONDITIONAL}
+DESIGNS = {**FIXED_DESIGNS, "conditional": CONDITIONAL}
