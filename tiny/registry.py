@@ -4,7 +4,7 @@
     What is Feki's friend's code?
     Who in the north has the code 37?
 
-A hundred people live in four regions. Everyone has a friend in the same region, a boss in the next
+Forty-eight people live in four regions. Everyone has a friend in the same region, a boss in the next
 one (north, east, south, west, north), and a code of two digits, which no one else in the region
 has. Only the weights of a model hold these facts, and an agent knows the people of one region: the
 one that its instructions name. So a design asks the right register at every step, and which is the
@@ -39,7 +39,7 @@ from lib.split import held_out
 REGIONS = ("north", "east", "south", "west")
 NEXT_REGION = dict(zip(REGIONS, (*REGIONS[1:], REGIONS[0])))
 SLOPPY_REGION = "west"  # keeps its codes badly
-PEOPLE_PER_REGION = 24
+PEOPLE_PER_REGION = 12
 RELATIONS = ("friend", "boss")
 OPERATIONS = {"times": "*", "plus": "+", "minus": "-"}
 MAX_HOPS = 3

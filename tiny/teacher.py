@@ -44,7 +44,7 @@ from tiny.registry import (
 # Designs
 DESIGNER_SHARE = 0.3  # of the samples
 DESIGNER_HOP_WEIGHTS = (0.1, 0.2, 0.35, 0.35)  # long chains are the harder ones to plan
-REGION_RIGHT = 0.55  # how often a design surely begins with the right register, else with any
+REGION_RIGHT = 0.6  # how often a design surely begins with the right register, else with any
 CHAIN_RIGHT = 0.85  # how often it follows the right relations
 HOP_RIGHT = 0.95  # how often it asks the right register at a later hop
 OPERATION_RIGHT = 0.95  # how often it computes what is to be computed
