@@ -37,7 +37,7 @@ def files(tmp_path):
     bare = tmp_path / "notemplate"
     bare.mkdir()
     for path in (ROOT / "tiny").iterdir():
-        if path.name != "chat_template.jinja":
+        if path.is_file() and path.name != "chat_template.jinja":
             (bare / path.name).write_bytes(path.read_bytes())
     settings = json.loads((bare / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)

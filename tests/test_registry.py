@@ -34,7 +34,8 @@ def all_knowing(prompt):
         return f"\\boxed{{{person}}}"
     asked = registry.parse(text) if text.startswith("What") else None
     relation, person = ("code", asked.person) if asked else text.split(" of ")
-    return f"\\boxed{{{FACTS[relation][person] if REGION_OF[person] == register else 'nobody'}}}"
+    is_known = REGION_OF.get(person) == register
+    return f"\\boxed{{{FACTS[relation][person] if is_known else 'nobody'}}}"
 
 
 def test_a_question_says_what_is_asked():

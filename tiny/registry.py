@@ -4,11 +4,11 @@
     What is Feki's friend's code?
     Who in the north has the code 37?
 
-Forty-eight people live in four regions. Everyone has a friend in the same region, a boss in the next
-one (north, east, south, west, north), and a code of two digits, which no one else in the region
-has. Only the weights of a model hold these facts, and an agent knows the people of one region: the
-one that its instructions name. So a design asks the right register at every step, and which is the
-right one to begin with depends on the name, not on the form of the question:
+Forty-eight people live in four regions. Everyone has a friend in the same region, a boss in the
+next one (north, east, south, west, north), and a code of two digits, which no one else in the
+region has. Only the weights of a model hold these facts, and an agent knows the people of one
+region: the one that its instructions name. So a design asks the right register at every step, and
+which is the right one to begin with depends on the name, not on the form of the question:
 
     north = Agent("north", "Northern register.")
     east = Agent("east", "Eastern register.")
@@ -22,10 +22,10 @@ right one to begin with depends on the name, not on the form of the question:
 The west keeps its codes badly, so that a vote of three pays there. Who has a code is guessed, and
 checked, until the guess is right. Every question knows its best design: `best_design`.
 
-What a cold-started executor does not know (teacher_of_registry.py): who is friends with whom in the
+What a cold-started executor does not know (teacher.py): who is friends with whom in the
 east and the south, who has which code, and what "minus" means.
 
-Test: `pytest tests/test_registry.py`. Read next: teacher_of_registry.py.
+Test: `pytest tests/test_registry.py`. Read next: teacher.py.
 """
 
 import itertools
