@@ -2,7 +2,7 @@
 
     python eval.py --model DIR --tasks gsm8k,aime24 --modes single,self-consistency,fixed,metaagent
     python eval.py --engine openai --url http://HOST:8000/v1 --model NAME --tasks livecodebench
-    python eval.py --model DIR --ask "What is 37 * 52 + 418?" --html run.html
+    python eval.py --model DIR --ask "What is Feki's boss's code?" --html run.html
     python eval.py --model DIR --serve
 
 | mode | what answers | model calls |

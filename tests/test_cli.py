@@ -63,7 +63,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--stage sometimes", "sometimes"),
     (train, "--lr -1", "--lr"),
     (train, "--lr nan", "--lr"),
-    (train, "--questions 5000", "--questions"),
+    (train, "--questions 50000", "--questions"),
     (train, "--model {}/nowhere", "nowhere"),
     (train, "--model {}/emptymodel", "emptymodel"),
     (train, "--model {}/notemplate", "chat template"),
