@@ -107,13 +107,15 @@ def write_gguf(path, model, tokenizer):
     writer.close()
 
 
-def test_a_gguf_file_is_read_and_saved_as_a_folder(policy, tmp_path):
+def test_a_gguf_file_is_read_and_saved_as_a_folder(tmp_path):
     """The weights, the tokenizer and the chat template of a GGUF file; the folder written of it is
-    the same model."""
+    the same model. (GGUF has a name for how text is split into words, not the pattern itself: hence
+    the tokenizer that splits as GPT-2's does.)"""
     pytest.importorskip("gguf", reason="gguf is not installed (tests/requirements.txt)")
     pytest.importorskip("accelerate", reason="accelerate is not installed (tests/requirements.txt)")
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    policy = Policy(str(ROOT / "tiny" / "arithmetic"))
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(policy.tokenizer),
