@@ -3,6 +3,7 @@
 Test: `pytest tests/test_train.py`. Read next: metrics.py.
 """
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,6 @@ from data_types import Tree
 from lib.distributed import all_gather, world_size
 from lib.metrics import by_family, design_metrics, execution_stats, mean
 from lib.shapes import shape, shape_hash
-from rollout import Rollout
 
 NUM_EXAMPLES = 5  # new designs that are written out
 
@@ -52,16 +52,11 @@ async def evaluate_heldout(trainer) -> dict:
 
 async def answer(trainer, script, temperature: float = 1.0) -> list[Tree]:
     """One answer to each of this rank's questions. script: as for Rollout.rollout."""
-    rollout = trainer.rollout
-    at_temperature = Rollout(
-        replace(rollout.runtime, temperature=temperature),
-        designer=rollout.designer,
-        design_tokens=rollout.design_tokens,
-        stop_at_failure=rollout.stop_at_failure,
-    )
+    rollout = copy.copy(trainer.rollout)
+    rollout.runtime = replace(rollout.runtime, temperature=temperature)
     questions = trainer.heldout_questions[trainer.rank :: world_size()]
     seed = (trainer.config.seed, "held-out")
-    return await at_temperature.rollout(questions, 1, 1, seed, script)
+    return await rollout.rollout(questions, 1, 1, seed, script)
 
 
 def valid_stats(trees: list[Tree]) -> list:

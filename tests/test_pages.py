@@ -500,7 +500,7 @@ def test_readable_at_any_width_light_and_dark(shown, run, open_page, tmp_path, w
 @needs_chromium
 def test_the_report_in_a_browser(run, open_page):
     page = open_page(run / "report.html")
-    assert page.locator("section.card svg").count() == 10 and page.locator("#watch").is_hidden()
+    assert page.locator("section.card svg").count() == 11 and page.locator("#watch").is_hidden()
     chart = page.locator("section.card").first
     chart.locator("svg").focus()
     page.keyboard.press("ArrowLeft")

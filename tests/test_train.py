@@ -170,24 +170,19 @@ def test_an_engine_that_is_gone_stops_the_run_and_keeps_what_is_done(tmp_path, m
     assert checkpoint.read(checkpoint.find(tmp_path))["step"] == 1 and len(lines(tmp_path)) == 1
 
 
-def test_a_program_is_evaluated_by_all_its_tests_and_trained_by_their_share():
+def test_a_program_is_evaluated_by_all_its_tests_and_trained_by_their_share(monkeypatch):
     """Half of the tests passed: reward 0.5; in an evaluation, nothing. Scores of rg sets stay."""
     for kind, accuracy in (("code", 0.0), ("rg", 0.5)):
         question = tasks.Question("q", "?", "", kind=kind)
         execution = Execution((), "answer", "answered", reward=0.5)
 
-        class Fixed:
-            async def rollout(self, *_):
-                return [Tree(question, (Design("x"),), ((execution,),))]
+        tree = Tree(question, (Design("x"),), ((execution,),))
 
-        trainer = SimpleNamespace(
-            rollout=Fixed(),
-            heldout_questions=[question],
-            config=Config(),
-            rank=0,
-            step=1,
-            fixed_design=None,
-        )
+        async def answer(*_, **__):
+            return [tree]
+
+        monkeypatch.setattr("lib.heldout.answer", answer)
+        trainer = SimpleNamespace(config=Config(), step=1, fixed_design=None, shown=None)
         evaluation = asyncio.run(evaluate_heldout(trainer))
         assert evaluation["eval_accuracy"] == accuracy
 
