@@ -10,8 +10,13 @@ import mas
 
 
 def test_the_prompt_documents_every_block(policy):
+    """Its first line names them all, and the tools: that line reaches the tiny designer, too."""
     system, user = designer.designer_messages(QUESTION)
-    assert system["content"].splitlines()[0] == designer.ROLE and user["content"] == QUESTION.prompt
+    first_line = system["content"].splitlines()[0]
+    assert first_line.startswith(designer.ROLE) and user["content"] == QUESTION.prompt
+    assert all(name in first_line for name in (*mas.__all__, *QUESTION.tools))
+    rendered = policy.tokenizer.decode(policy.render([system, user]))
+    assert first_line in rendered
     for name in mas.__all__:
         assert name in system["content"]
         first_line = getattr(mas, name).__doc__.splitlines()[0]
