@@ -10,7 +10,7 @@
    whose chain and operation the cold start has shown.
 4. Mutual information of the best design and the question, given its template.
 
-Test: `pytest tests/test_experiments.py`. Read next: ../tiny/registry.py.
+Test: `pytest tests/test_registry.py`. Read next: ../tiny/registry.py.
 """
 
 import asyncio

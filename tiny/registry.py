@@ -22,8 +22,8 @@ which is the right one to begin with depends on the name, not on the form of the
 The west keeps its codes badly, so that a vote of three pays there. Who has a code is guessed, and
 checked, until the guess is right. Every question knows its best design: `best_design`.
 
-What a cold-started executor does not know (teacher.py): who is friends with whom in the
-east and the south, who has which code, and what "minus" means.
+What a cold-started executor does not know (teacher.py): who is friends with whom in the east and
+the south, who has which code, and what "minus" means.
 
 Test: `pytest tests/test_registry.py`. Read next: teacher.py.
 """
@@ -48,8 +48,8 @@ SEARCH_SHARE = 0.1  # of the questions ask who has a code
 GUESSES = 5  # of the best design for these
 NUM_UNSHOWN = 16  # shapes of questions for which the cold start shows no right script
 NUM_NEW = 12  # of these, shapes that training never asks for
-MAX_QUESTIONS = 6000  # of one split and seed
 NEW_SHAPE_EVERY = 3  # every third held-out question has one of them
+MAX_QUESTIONS = 6000  # of one split and seed
 
 
 # ------------------------------------------------------------------------------- people and facts
@@ -299,7 +299,10 @@ def search_design(region: str, code: str, guesses: int) -> str:
 
 
 def best_design(question: Question) -> str:
-    """The design with the fewest calls among those that are right most often."""
+    """The design that asks the right agents in the right order, and votes or loops where it pays.
+
+    For the cold-started executor: one that has learned the west's codes needs no vote.
+    """
     asked = parse(question.prompt)
     if asked.is_search:
         return search_design(REGION_OF[asked.person], FACTS["code"][asked.person], GUESSES)

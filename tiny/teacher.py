@@ -1,9 +1,9 @@
 """The scripted teacher of `registry`: a cold start of mixed designs, and of an executor with gaps.
 
-The designer sees training questions, and for each a design that is often wrong: it begins in the
-right region in about half of them, leaves out a hop or adds one, forgets a vote. Of the chains in
-UNSHOWN_SHAPES it sees no script, whatever the question, and who has a code it guesses at most three
-times.
+The designer sees training questions, and for each a design that is often wrong: seven times in ten
+it begins in the right region, now and then it leaves out a hop or adds one, and it votes at random.
+Of the chains in UNSHOWN_SHAPES it sees no script, whatever the question, and who has a code it
+guesses at most three times.
 
 The executor lacks skills, not only certainty. Of a fact that it is mistaken about it says the wrong
 thing more often than the right one, so that at temperature 0 it is always wrong:
@@ -44,11 +44,11 @@ from tiny.registry import (
 # Designs
 DESIGNER_SHARE = 0.3  # of the samples
 DESIGNER_HOP_WEIGHTS = (0.1, 0.2, 0.35, 0.35)  # long chains are the harder ones to plan
-REGION_RIGHT = 0.6  # how often a design surely begins with the right register, else with any
+REGION_RIGHT = 0.6  # how often a design begins with the right register for sure; else with any
 CHAIN_RIGHT = 0.85  # how often it follows the right relations
 HOP_RIGHT = 0.95  # how often it asks the right register at a later hop
 OPERATION_RIGHT = 0.95  # how often it computes what is to be computed
-VOTE_SHARE = 0.3
+VOTE_SHARE = 0.3  # how often it takes the code by a vote, whichever region it is of
 
 # Replies
 RIGHT = 0.96  # of a known fact
