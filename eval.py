@@ -9,11 +9,14 @@
 |---|---|---|
 | single | one agent, without tools | 1 |
 | self-consistency | majority of k single agents; k uses up metaagent's tokens | k |
+| self-consistency+python | the same, of k agents with the tool | k, and after each tool call |
 | fixed | the set's hand-written designs: tasks.designs_by_hand | as written |
 | metaagent | the model's own design for each question, executed by the same model | as designed |
 
 A code question is solved when its program passes all tests. Accuracy is the mean over --samples
-answers. Tokens are sampled tokens, of the design and of all calls; prompt tokens are not counted.
+answers. Tokens are sampled tokens, of the design and of all calls; what the model reads, every call
+from its beginning, is counted as prompt tokens. A design is new if the model's cold start did not
+show its shape (lib/shapes.py).
 Every answer has a seed of its own, from the question's id: the numbers do not depend on the batch
 or on the order of the questions, but for rounding. With --out, answers are written as they come,
 and the same command goes on where it was stopped.
@@ -47,6 +50,7 @@ from lib.errors import SandboxError, UserError
 from lib.files import atomic_write
 from lib.metrics import eval_score, unique_name
 from lib.model_check import check_model
+from lib.shapes import read_shapes
 from lib.statistics import Result, record, summarise, table
 from lib.votes import group_answers
 from lib.ways import FAST
@@ -54,7 +58,8 @@ from policy import Policy
 from rollout import Rollout, stack_rewards
 from sandbox import Sandbox
 
-MODES = ("single", "self-consistency", "fixed", "metaagent")
+VOTERS = {"self-consistency": "single", "self-consistency+python": "coder"}  # mode -> its voters
+MODES = ("single", *VOTERS, "fixed", "metaagent")
 PORTION = 64  # questions that are answered at the same time
 
 
@@ -125,20 +130,22 @@ async def record_votes(rollout: Rollout, tree: Tree) -> dict:
             scores.append(eval_score(tree.question, reward))
     votes = record(tree)
     k = len(tree.executions[0])
-    for cost in ("calls", "tokens"):  # a vote costs k samples
-        mean_cost = sum(votes[cost]) / max(1, len(votes[cost]))
-        votes[cost] = [k * mean_cost] * len(scores)
+    for cost in ("calls", "tokens", "prompt_tokens"):  # a vote costs k samples
+        known = [value for value in votes[cost] if value is not None]
+        votes[cost] = [k * sum(known) / len(known) if known else None] * len(scores)
     votes["scores"] = scores
     votes["valid"] = [True] * len(scores)
     votes["structures"] = ["vote"] * len(scores)
+    votes["shapes"] = votes["shapes"][:1] * len(scores)
     return votes
 
 
 class Answers:
     """The records of answered questions, in a file from which a stopped evaluation goes on."""
 
-    def __init__(self, path: pathlib.Path | None = None):
+    def __init__(self, path: pathlib.Path | None = None, shown: frozenset | None = None):
         self.path = path
+        self.shown = shown  # shapes of designs in the model's cold start
         self.records = {}
         if path is None or not path.exists():
             return
@@ -158,13 +165,13 @@ class Answers:
                 file.write(json.dumps(row) + "\n")
 
     def get(self, name: str, mode: str, question: Question) -> dict | None:
-        """The record of a question, if all its answers are there."""
+        """The record of a question, if all its answers are there, with all that is kept today."""
         row = self.records.get((name, mode, unique_name(question)))
-        return None if row is None or row["infra_errors"] else row
+        return None if row is None or row["infra_errors"] or "shapes" not in row else row
 
     def summary(self, name: str, mode: str, questions: list[Question]) -> Result:
         rows = [self.records[name, mode, unique_name(question)] for question in questions]
-        return summarise(name, mode, rows)
+        return summarise(name, mode, rows, self.shown)
 
 
 class Evaluation:
@@ -181,20 +188,21 @@ class Evaluation:
 
     async def run(self, modes: list[str], vote_tokens: float, progress: Callable) -> list[Result]:
         """The results in the order of `modes`."""
-        votes = "self-consistency" in modes
+        votes = [mode for mode in modes if mode in VOTERS]
         # What self-consistency needs to know its k, even if nobody asked to see it.
         if "metaagent" in modes or (votes and not vote_tokens):
             await self.answer("metaagent", None, progress)
-        if "single" in modes or votes:
-            await self.answer("single", FIXED_DESIGNS["single"], progress)
+        alone = ["single"] if "single" in modes else []
+        for name in dict.fromkeys([*alone, *(VOTERS[mode] for mode in votes)]):
+            await self.answer(name, FIXED_DESIGNS[name], progress)
         if "fixed" in modes:
             for name, script in tasks.designs_by_hand(self.name).items():
                 await self.answer(f"fixed: {name}", script, progress)
-        if votes:
+        for mode in votes:
+            voter = VOTERS[mode]
             budget = vote_tokens or self.results["metaagent"].tokens
-            k = max(1, round(budget / max(1.0, self.results["single"].tokens)))
-            mode = f"self-consistency (k={k})"
-            await self.answer(mode, FIXED_DESIGNS["single"], progress, num_votes=k)
+            k = max(1, round(budget / max(1.0, self.results[voter].tokens)))
+            await self.answer(f"{mode} (k={k})", FIXED_DESIGNS[voter], progress, num_votes=k)
 
         ordered = []
         for mode in modes:
@@ -275,7 +283,8 @@ async def run(config: Config) -> list[Result]:
         if config.ask is not None:
             await ask(config, rollout)
             return []
-        answers = Answers(pathlib.Path(config.out) / "answers.jsonl" if config.out else None)
+        path = pathlib.Path(config.out) / "answers.jsonl" if config.out else None
+        answers = Answers(path, shown=read_shapes(config.designer or config.model))
         for name, questions in load_sets(config):
             results += await evaluate(
                 rollout,

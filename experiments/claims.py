@@ -1,59 +1,34 @@
-"""The paper's claims as comparisons of trainings: arms, numbers, verdicts, tables, pictures.
+"""Claims as comparisons of trainings: numbers, verdicts, tables, pictures. What every study shares.
 
 An *arm* is a training with some flags changed. Arms of one seed see the same questions and begin
 with the same weights: they are compared in pairs. A claim is a list of comparisons, each with a
 direction. The mean of the paired differences and its 95 % interval (t, over seeds) decide: it
 holds, it does not (the interval lies on the other side of 0), or it can't be told. What does not
-survive Holm's correction for the number of comparisons can't be told either. The plan was in LOG.md
-before the first run.
+survive Holm's correction for the number of comparisons can't be told either.
 
-Scores are held-out accuracy of the model's own designs, at temperature 1: *final* is the mean of
-the last three evaluations (every 10 steps), *best* the highest. Where arms sample different numbers
-of tokens, both are read at 80, 90 and 100 % of the smaller token count of the pair. A run
-*collapsed* if its final score is below half of its best.
+Scores are held-out accuracy of the model's own designs: *final* is the mean of the last three
+evaluations, *best* the highest. Where arms sample different numbers of tokens, both are read at 80,
+90 and 100 % of the smaller token count of the pair. A run *collapsed* if its final score is below
+half of its best.
 
-Test: `pytest tests/test_experiments.py`. Read next: run.py.
+Two studies: registry.py, of today's default world, and arithmetic.py, of the older one.
+
+Test: `pytest tests/test_experiments.py`. Read next: registry.py.
 """
 
 import json
 import pathlib
 import statistics
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Callable
 
 import numpy
 import scipy.stats
 
-CROSSED = (0, 50, 100)  # steps of the stagewise run whose designers and executors are paired
-ARMS = {
-    "stagewise": "",
-    "designer": "--stage designer",
-    "executor": "--stage executor",
-    "coupled": "--stage both",
-    "phases of 1": "--phase-steps 1",
-    "phases of 30": "--phase-steps 30",
-    "16 x 1": "--designs 16 --executions 1",
-    "4 x 4": "--designs 4 --executions 4",
-    "2 x 8": "--designs 2 --executions 8",
-    "1 x 16": "--designs 1 --executions 16",
-    # Half the executions of all others: the paper's comparison.
-    "8 x 1": "--designs 8 --executions 1",
-    "groups by design": "--executor-group design",
-    "one execution's credit": "--designer-credit single",
-    "shared credit": "--designer-credit shared",
-    "no anchor": "--anchor 0",
-    "two policies": "--policies two",
-    "designer, frozen executor": "--stage designer --policies two",
-    # As many tokens as stagewise.
-    "single agent": "--fixed-design single --stage executor --designs 1 --executions 16"
-    " --steps 500",
-    "coder agent": "--fixed-design coder --stage executor --designs 1 --executions 16 --steps 310",
-}
-PUBLISHED_ONLY = ("no anchor",)  # of the tag v1, whose default had the anchor
-DERIVED = ("crossed", "variance", "voted")  # no trainings, but measurements of trained models
-SAMPLED = 16  # designs, and executions of each, where variances are measured
-SPLITS = ((16, 1), (8, 2), (4, 4), (2, 8), (1, 16))  # ways to spend 16 executions
 SIGNIFICANCE = 0.05
+# What an evaluation in a row says of a model's own designs: [updates, tokens, accuracy at
+# temperature 1, at temperature 0]. The older rows have no fourth.
+TEMPERATURE_1, TEMPERATURE_0 = 2, 3
 
 
 def read(path: pathlib.Path) -> dict:
@@ -65,53 +40,24 @@ def read(path: pathlib.Path) -> dict:
 # ------------------------------------------------------------------------------------ the numbers
 
 
-def final(row, tokens: float | None = None) -> float:
+def final(row, tokens: float | None = None, column: int = TEMPERATURE_1) -> float:
     """Mean of the last three evaluations; or of the values linearly interpolated at 80, 90 and 100
     % of `tokens`."""
-    accuracies = [accuracy for *_, accuracy in row["evals"]]
+    accuracies = [evaluation[column] for evaluation in row["evals"]]
     if tokens is None:
         return statistics.fmean(accuracies[-3:])
-    used = [used for _, used, _ in row["evals"]]
+    used = [evaluation[1] for evaluation in row["evals"]]
     points = [0.8 * tokens, 0.9 * tokens, tokens]
     return statistics.fmean(numpy.interp(points, used, accuracies).tolist())
 
 
-def best(row) -> float:
-    return max(accuracy for *_, accuracy in row["evals"])
+def best(row, column: int = TEMPERATURE_1) -> float:
+    return max(evaluation[column] for evaluation in row["evals"])
 
 
-def collapsed(row) -> float:
+def collapsed(row, column: int = TEMPERATURE_1) -> float:
     """1.0 if the run ended below half of its best."""
-    return float(final(row) < best(row) / 2)
-
-
-def weights(part) -> dict:
-    """The share of each family in an evaluation."""
-    counts = {
-        family: sum(found["designs"].values()) for family, found in part["eval_families"].items()
-    }
-    return {family: count / sum(counts.values()) for family, count in counts.items()}
-
-
-def oracle(part) -> float:
-    """Accuracy if each family got its best hand-written design, chosen in hindsight on the same
-    answers (by the answers of other seeds it would be the same; see LOG.md)."""
-    return sum(
-        share * max(scores[family] for scores in part["eval_fixed_families"].values())
-        for family, share in weights(part).items()
-    )
-
-
-def best_fixed(part) -> float:
-    return max(part["eval_fixed"].values())
-
-
-def own(*parts) -> float:
-    """Accuracy of an evaluation; of several, if each family went to the one that is best at it."""
-    return sum(
-        share * max(part["eval_families"][family]["accuracy"] for part in parts)
-        for family, share in weights(parts[0]).items()
-    )
+    return float(final(row, column=column) < best(row, column) / 2)
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
@@ -152,41 +98,24 @@ def holm(p_values: list[float]) -> list[bool]:
     return significant
 
 
+# ---------------------------------------------------------------------------- claims and studies
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One number of a claim: of each seed a difference, which the claim says is above 0."""
 
     what: str
     arms: tuple[str, ...]
-    difference: object  # (row of each arm) -> float
+    difference: Callable  # (row of each arm) -> float
+    beside: Callable | None = None  # the same at temperature 1: shown, and decides nothing
 
-    def over_seeds(self, results: dict, seeds) -> list[float]:
+    def over_seeds(self, results: dict, seeds, difference=None) -> list[float]:
         return [
-            self.difference(*(results[arm, seed] for arm in self.arms))
+            (difference or self.difference)(*(results[arm, seed] for arm in self.arms))
             for seed in seeds
             if all((arm, seed) in results for arm in self.arms)
         ]
-
-
-def against(one: str, other: str, why: str = "") -> Comparison:
-    """Final score of an arm minus another's, at equal tokens. why: said before it."""
-
-    def difference(a, b):
-        tokens = min(a["evals"][-1][1], b["evals"][-1][1])
-        return final(a, tokens) - final(b, tokens)
-
-    return Comparison(f"{why}{one} - {other}", (one, other), difference)
-
-
-def cell(what: str, one, other) -> Comparison:
-    """A cell (designer's step, executor's step) of the crossed evaluation minus another."""
-    return Comparison(
-        what,
-        ("crossed",),
-        lambda row: (
-            row["matrix"][str(one[0])][str(one[1])] - row["matrix"][str(other[0])][str(other[1])]
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -204,129 +133,30 @@ class Claim:
         )
 
 
-CLAIMS = {
-    1: Claim(
-        "Frozen-executor ceiling: training both goes beyond what training the designer can reach",
-        "44.8 against 38.6 (math average)",
-        (
-            against("stagewise", "designer"),
-            against("stagewise", "designer, frozen executor"),
-            Comparison(
-                "stagewise - the oracle of the start's executor",
-                ("stagewise",),
-                lambda row: final(row) - oracle(row["before"]),
-            ),
-            Comparison(
-                "that oracle - designer",
-                ("designer",),
-                lambda row: oracle(row["before"]) - final(row),
-            ),
-            Comparison(
-                "that oracle - designer, frozen executor",
-                ("designer, frozen executor",),
-                lambda row: oracle(row["before"]) - final(row),
-            ),
-        ),
-    ),
-    2: Claim(
-        "Both roles improve throughout",
-        "the paper's cross-evaluation",
-        (
-            cell("designer of the end - of the start, executor of the start", (100, 0), (0, 0)),
-            cell("executor of the end - of the start, designer of the start", (0, 100), (0, 0)),
-            cell("designer of the end - of the start, executor of the end", (100, 100), (0, 100)),
-            cell("executor of the end - of the start, designer of the end", (100, 100), (100, 0)),
-            cell("designer of the end - of the middle, executor of the end", (100, 100), (50, 100)),
-            cell("executor of the end - of the middle, designer of the end", (100, 100), (100, 50)),
-        ),
-    ),
-    3: Claim(
-        "Stagewise beats coupled and single-role training",
-        "44.8 against 36.7, 38.6 and 39.6 (math average); K = 30 best, 1 collapses",
-        (
-            against("stagewise", "coupled"),
-            against("stagewise", "executor"),
-            against("stagewise", "phases of 1"),
-            against("phases of 30", "stagewise"),
-            *(
-                against("no anchor", other, "without the anchor, as in the paper: ")
-                for other in ("coupled", "executor", "phases of 1")
-            ),
-            against("stagewise", "no anchor", "the anchor, ours: "),
-        ),
-    ),
-    4: Claim(
-        "Hierarchical rollouts: several designs, and several executions of each",
-        "M=4, N=4 against M=8, N=1: 40.0 against 33.3 (AIME24)",
-        (
-            against("stagewise", "16 x 1", "several executions: "),
-            against("4 x 4", "16 x 1", "several executions: "),
-            against("stagewise", "2 x 8", "several designs: "),
-            against("stagewise", "1 x 16", "several designs: "),
-            Comparison(
-                "4 x 4 - 8 x 1, at equal steps instead of equal tokens, as in the paper",
-                ("4 x 4", "8 x 1"),
-                lambda a, b: final(a) - final(b),
-            ),
-            against("4 x 4", "8 x 1"),
-        ),
-        also=("variance",),
-    ),
-    5: Claim(
-        "Role-aware credit: executions are compared within the question",
-        "the paper's choice",
-        (
-            against("stagewise", "groups by design"),
-            against("stagewise", "one execution's credit"),
-            against("stagewise", "shared credit"),
-        ),
-    ),
-    6: Claim(
-        "Structure adapts to the task",
-        "single / reflection / ensemble: 18.9 / 70.0 / 11.1 % on AIME24, 55.2 / 43.8 / 1.0 % on "
-        "APPS",
-        (
-            Comparison(
-                "own designs - best fixed design, same weights",
-                ("stagewise",),
-                lambda row: own(row["after"]) - best_fixed(row["after"]),
-            ),
-            Comparison(
-                "own designs - oracle by family, same weights",
-                ("stagewise",),
-                lambda row: own(row["after"]) - oracle(row["after"]),
-            ),
-        ),
-    ),
-    7: Claim(
-        "One set of weights for both roles is better than one each",
-        "40.0 shared against 33.3 separate (AIME24)",
-        (against("stagewise", "two policies"), against("designer", "designer, frozen executor")),
-    ),
-    8: Claim(
-        "At equal tokens: against one agent trained by the same GRPO, and against self-consistency",
-        "44.78 against 31.40 for a single agent, 33.26 trained by GRPO (math average)",
-        (
-            against("stagewise", "single agent"),
-            against("stagewise", "coder agent"),
-            Comparison(
-                "own designs - the better of both agents in each family (flattered by hindsight)",
-                ("stagewise", "single agent", "coder agent"),
-                lambda row, *agents: own(row["after"]) - own(*(agent["after"] for agent in agents)),
-            ),
-            Comparison(
-                "own designs - self-consistency, same weights",
-                ("voted",),
-                lambda row: row["metaagent"] - row["self_consistency"],
-            ),
-            Comparison(
-                "own designs - self-consistency of the trained single agent",
-                ("voted",),
-                lambda row: row["metaagent"] - row["single_self_consistency"],
-            ),
-        ),
-    ),
-}
+@dataclass(frozen=True)
+class Study:
+    """The arms and claims of one world, and how its results are shown."""
+
+    folder: pathlib.Path  # of the published results: runs.jsonl, tables, figures
+    arms: dict[str, str]  # name -> flags of train.py
+    claims: dict[int, Claim]
+    tables: tuple[Callable, ...]  # (results) -> Markdown, or "" without runs; after the claims
+    pictures: dict[int, Callable] = field(default_factory=dict)  # claim -> (axis, rows by arm)
+    # File -> function of (axis, results), which says whether there is anything to see.
+    figures: dict[str, Callable] = field(default_factory=dict)
+    column: int = TEMPERATURE_1  # of the evaluations: what decides
+    level: Callable | None = None  # (row) -> accuracy of a dotted line in the curves
+    level_name: str = ""
+
+
+def final_difference(column: int) -> Callable:
+    """(row, row) -> final score of the first minus that of the second, at equal tokens."""
+
+    def difference(a, b) -> float:
+        tokens = min(a["evals"][-1][1], b["evals"][-1][1])
+        return final(a, tokens, column) - final(b, tokens, column)
+
+    return difference
 
 
 def verdict(low: float, high: float, is_significant: bool = True) -> str:
@@ -338,21 +168,26 @@ def verdict(low: float, high: float, is_significant: bool = True) -> str:
     return "holds" if low > 0 else "does not"
 
 
-def table(results: dict) -> str:
+# -------------------------------------------------------------------------------------- the tables
+
+
+def table(study: Study, results: dict) -> str:
     """The table of all claims that have runs; Holm's correction is over all its lines."""
     seeds = sorted({seed for _, seed in results})
     decided = []  # (claim number, claim, comparison, differences)
-    for number, claim in CLAIMS.items():
+    for number, claim in study.claims.items():
         for comparison in claim.comparisons:
             differences = comparison.over_seeds(results, seeds)
             if len(differences) > 1:
                 decided.append((number, claim, comparison, differences))
     significant = holm([p_value(differences) for *_, differences in decided])
 
-    lines = [
-        "| claim | the paper | ours: mean difference (95 % interval, seeds) | verdict |",
-        "|---|---|---|---|",
-    ]
+    has_beside = any(comparison.beside for *_, comparison, _ in decided)
+    ours = "ours: mean difference (95 % interval, seeds)"
+    header = ["claim", "the paper", ours, "verdict"]
+    if has_beside:
+        header[2:] = [f"{ours}, temperature 0", "verdict", "temperature 1"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     previous = None
     for (number, claim, comparison, differences), is_significant in zip(decided, significant):
         mean, low, high = interval(differences)
@@ -361,9 +196,19 @@ def table(results: dict) -> str:
             title, paper = f"{number}. {claim.title}", claim.paper
         previous = number
         difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(differences)})"
-        decision = verdict(low, high, is_significant)
-        lines.append(f"| {title} | {paper} | {comparison.what}: {difference} | {decision} |")
+        cells = [title, paper, f"{comparison.what}: {difference}"]
+        cells.append(verdict(low, high, is_significant))
+        if has_beside:
+            cells.append(beside(comparison, results, seeds))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def beside(comparison: Comparison, results: dict, seeds) -> str:
+    if comparison.beside is None:
+        return ""
+    mean, low, high = interval(comparison.over_seeds(results, seeds, comparison.beside))
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -376,42 +221,15 @@ def spread(values: list[float], digits: int = 2) -> str:
     )
 
 
-def noise(part: dict, M: int, N: int) -> tuple[float, float, float]:
-    """How noisy each role's advantages are with M designs x N executions.
-
-    From the reward's variance between designs (b) and within them (w), without the bias of the
-    sample that they were measured on, SAMPLED designs x SAMPLED executions:
-
-        designer  the share of luck in the variance of a design's mean reward, (w / N) / (b + w / N)
-        update    the variance of the designer's policy gradient of one question, its mean being 1,
-                  over that of M N designs with one execution each; see LOG.md
-        executor  the variance of the baseline, the mean over all executions, as a share of the
-                  reward's, (b / M + w / (M N)) / (b + w)
-
-    With equal rewards, and for a designer of one design, there is nothing to learn from: nan.
-    """
-    nothing = float("nan")
-    within = part["within"] * SAMPLED / (SAMPLED - 1)
-    between = max(0.0, part["between"] * SAMPLED / (SAMPLED - 1) - within / SAMPLED)
-    total = between + within
-    if total == 0:
-        return nothing, nothing, nothing
-    executor = (between / M + within / (M * N)) / total
-    if M == 1:
-        return nothing, nothing, executor
-    of_means = between + within / N
-    return within / N / of_means, of_means / (M - 1) * (M * N - 1) / total, executor
-
-
 def rows_of(results: dict, arm: str) -> list[dict]:
     """The rows of an arm, by seed."""
     return [row for (name, _), row in sorted(results.items()) if name == arm]
 
 
-def scores(results: dict) -> str:
+def scores(study: Study, results: dict) -> str:
     """Every arm's scores over its seeds, and how many of them collapsed; "" without runs."""
     lines = []
-    for arm, flags in ARMS.items():
+    for arm, flags in study.arms.items():
         rows = rows_of(results, arm)
         if not rows:
             continue
@@ -419,9 +237,9 @@ def scores(results: dict) -> str:
             arm,
             f"`{flags}`" if flags else "",
             f"{statistics.fmean(row['evals'][-1][1] for row in rows) / 1000:.0f}",
-            spread([final(row) for row in rows]),
-            spread([best(row) for row in rows]),
-            f"{sum(collapsed(row) for row in rows):.0f} of {len(rows)}",
+            spread([final(row, column=study.column) for row in rows]),
+            spread([best(row, study.column) for row in rows]),
+            f"{sum(collapsed(row, study.column) for row in rows):.0f} of {len(rows)}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     if not lines:
@@ -430,74 +248,19 @@ def scores(results: dict) -> str:
     return "\n".join([header, "|---|---|---|---|---|---|", *lines])
 
 
-def variances(results: dict) -> str:
-    """Claim 4's measurement: the noise of both roles' advantages for each way to spend 16
-    executions; "" without runs."""
-    rows = rows_of(results, "variance")
-    if not rows:
-        return ""
-    splits = " | ".join(f"{M} x {N}" for M, N in SPLITS)
-    lines = [f"| noise of the advantages | {splits} |", "|---" * (len(SPLITS) + 1) + "|"]
-    names = (
-        "designer: luck in a design's mean reward",
-        "designer: relative variance of its gradient, 16 x 1 being 1",
-        "executor: variance of the baseline",
-    )
-    for step in ("0", "100"):
-        for i, name in enumerate(names):
-            cells = []
-            for M, N in SPLITS:
-                cells.append(spread([noise(row["steps"][step], M, N)[i] for row in rows]))
-            lines.append(f"| {name}, after {step} steps | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def choices(results: dict) -> str:
-    """Claim 6's table: what the trained designer chooses for each family, and the best hand-written
-    design there; "" without runs."""
-    evaluations = [row["after"] for row in rows_of(results, "stagewise")]
-    if not evaluations:
-        return ""
-    lines = [
-        "| family | designs chosen, over all seeds | accuracy | best hand-written design, same "
-        "weights, in hindsight |",
-        "|---|---|---|---|",
-    ]
-    for family in evaluations[0]["eval_families"]:
-        counts, best_names, best_scores, accuracies = Counter(), Counter(), [], []
-        for evaluation in evaluations:
-            own_designs = evaluation["eval_families"][family]
-            counts.update(own_designs["designs"])
-            accuracies.append(own_designs["accuracy"])
-            fixed = evaluation["eval_fixed_families"]
-            best_name = max(fixed, key=lambda name: fixed[name][family])
-            best_names[best_name] += 1
-            best_scores.append(fixed[best_name][family])
-        shares = [f"{kind} {n / counts.total():.0%}" for kind, n in counts.most_common(4)]
-        mostly = best_names.most_common(1)[0][0]
-        cells = (
-            family,
-            ", ".join(shares),
-            spread(accuracies),
-            f"{spread(best_scores)}, mostly {mostly}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def page(results: dict) -> str:
+def page(study: Study, results: dict) -> str:
     """All tables."""
-    return "\n\n".join(
-        filter(None, (table(results), scores(results), choices(results), variances(results)))
-    )
+    tables = [table(study, results), scores(study, results)]
+    tables += [make(results) for make in study.tables]
+    return "\n\n".join(filter(None, tables))
 
 
-# ----------------------------------------------------------------------------------- the pictures
+# ------------------------------------------------------------------------------------ the pictures
 
 
-def draw(results: dict, folder: pathlib.Path) -> None:
+def draw(study: Study, results: dict, folder: pathlib.Path) -> None:
     """One figure a claim: held-out accuracy over training of its arms, every seed faint, the mean
-    bold; for claim 6 the accuracies side by side."""
+    bold; or what the study has for it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -505,29 +268,32 @@ def draw(results: dict, folder: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     seeds = sorted({seed for _, seed in results})
-    for number, claim in CLAIMS.items():
-        arms = {
-            arm: [row for (name, _), row in sorted(results.items()) if name == arm]
-            for arm in claim.arms
-        }
-        arms = {
-            arm: rows for arm, rows in arms.items() if rows and (number == 2 or "evals" in rows[0])
-        }
+    for number, claim in study.claims.items():
         if not any(comparison.over_seeds(results, seeds) for comparison in claim.comparisons):
             continue
+        arms = {arm: rows_of(results, arm) for arm in claim.arms}
+        arms = {arm: rows for arm, rows in arms.items() if rows}
         figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
-        {2: matrix, 6: side_by_side}.get(number, curves)(axis, arms)
+        if number in study.pictures:
+            study.pictures[number](axis, arms)
+        else:
+            curves(study, axis, {a: rows for a, rows in arms.items() if "evals" in rows[0]})
         axis.set_title(f"{number}. {claim.title}", fontsize=9, wrap=True)
         figure.savefig(folder / f"claim-{number}.svg", metadata={"Date": None})
         plt.close(figure)
+    for name, make in study.figures.items():
+        figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
+        if make(axis, results):
+            figure.savefig(folder / name, metadata={"Date": None})
+        plt.close(figure)
 
 
-def curves(axis, arms):
+def curves(study: Study, axis, arms: dict[str, list[dict]]) -> None:
     for colour, (arm, rows) in zip((f"C{i}" for i in range(10)), arms.items()):
         for row in rows:
             axis.plot(
-                [tokens / 1000 for _, tokens, _ in row["evals"]],
-                [accuracy for *_, accuracy in row["evals"]],
+                [evaluation[1] / 1000 for evaluation in row["evals"]],
+                [evaluation[study.column] for evaluation in row["evals"]],
                 color=colour,
                 alpha=0.2,
                 linewidth=0.8,
@@ -535,7 +301,7 @@ def curves(axis, arms):
         length = min(len(row["evals"]) for row in rows)
         tokens, means = (
             [statistics.fmean(row["evals"][i][column] for row in rows) for i in range(length)]
-            for column in (1, 2)
+            for column in (1, study.column)
         )
         axis.plot(
             [count / 1000 for count in tokens],
@@ -544,59 +310,8 @@ def curves(axis, arms):
             linewidth=2.2,
             label=f"{arm} ({len(rows)})",
         )
-    level = statistics.fmean(oracle(row["before"]) for rows in arms.values() for row in rows)
-    axis.axhline(
-        level, color="grey", linestyle=":", label="best fixed design by family, before training"
-    )
+    level = statistics.fmean(study.level(row) for rows in arms.values() for row in rows)
+    axis.axhline(level, color="grey", linestyle=":", label=study.level_name)
     axis.set(xlabel="thousand tokens sampled", ylabel="held-out accuracy", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
-
-
-def matrix(axis, arms):
-    rows = arms["crossed"]
-    values = [
-        [
-            statistics.fmean(row["matrix"][str(designer)][str(executor)] for row in rows)
-            for executor in CROSSED
-        ]
-        for designer in CROSSED
-    ]
-    axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
-    for y, line in enumerate(values):
-        for x, value in enumerate(line):
-            axis.text(
-                x,
-                y,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                color="white" if value > 0.6 else "black",
-            )
-    axis.set(
-        xlabel="executor after so many steps",
-        ylabel=f"designer after so many steps ({len(rows)} seeds)",
-        xticks=range(len(CROSSED)),
-        yticks=range(len(CROSSED)),
-        xticklabels=CROSSED,
-        yticklabels=CROSSED,
-    )
-
-
-def side_by_side(axis, arms):
-    rows = arms["stagewise"]
-    names = [*rows[0]["after"]["eval_fixed"], "oracle", "own designs"]
-    values = [[row["after"]["eval_fixed"][name] for row in rows] for name in names[:-2]] + [
-        [oracle(row["after"]) for row in rows],
-        [own(row["after"]) for row in rows],
-    ]
-    axis.bar(
-        names,
-        [statistics.fmean(value) for value in values],
-        color=["C7"] * (len(names) - 2) + ["C1", "C0"],
-        alpha=0.7,
-    )
-    for x, value in enumerate(values):
-        axis.plot([x] * len(value), value, "k.", markersize=4)
-    axis.set(ylabel="held-out accuracy, same weights, after training", ylim=(0, 1.02))
-    axis.grid(alpha=0.3)

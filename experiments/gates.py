@@ -44,7 +44,7 @@ UNCONDITIONAL = {
 @dataclass(frozen=True)
 class Config:
     model: str = "tiny"  # the cold-started model
-    questions: int = 120  # held-out questions of the second gate, and half of them of the third
+    questions: int = 120  # held-out questions of the second gate, and as many of the third
     seed: int = 100  # random seed of the questions and of sampling
 
 
@@ -72,13 +72,18 @@ def asked_of_registers() -> dict[str, list[tuple]]:
 
 
 def asked_of_the_coder(rng: random.Random) -> dict[str, list[tuple]]:
-    """operation -> (text, what the program has to hold)."""
-    kinds = {}
+    """operation, or "report" of an output -> (messages, what the reply has to hold)."""
+    kinds = {"report": []}
     for operation, symbol in registry.OPERATIONS.items():
-        pairs = [(rng.randint(11, 99), rng.randint(12, 99)) for _ in range(40)]
-        kinds[operation] = [
-            (f"\\boxed{{{a}}} {operation} {b}", f"print({a} {symbol} {b})") for a, b in pairs
-        ]
+        kinds[operation] = []
+        for _ in range(40):
+            a, b = rng.randint(11, 99), rng.randint(12, 99)
+            messages = teacher.messages_to(
+                "Compute.", f"\\boxed{{{a}}} {operation} {b}", ["python"]
+            )
+            kinds[operation].append((messages, teacher.program(a, symbol, b)))
+            _, messages, report = teacher.told(messages, "", a, symbol, b)
+            kinds["report"].append((messages, report))
     return kinds
 
 
@@ -96,9 +101,8 @@ async def skills(policy: Policy, engine, temperature: float, seed: int) -> dict[
         said = await asyncio.gather(*(say(*item) for item in enumerate(conversations)))
         shares[kind] = mean(last_boxed(text) == row[2] for text, row in zip(said, rows))
     for operation, rows in asked_of_the_coder(random.Random(seed)).items():
-        conversations = [teacher.messages_to("Compute.", text, ["python"]) for text, _ in rows]
-        said = await asyncio.gather(*(say(*item) for item in enumerate(conversations)))
-        shares[operation] = mean(row[1] in text for text, row in zip(said, rows))
+        said = await asyncio.gather(*(say(i, messages) for i, (messages, _) in enumerate(rows)))
+        shares[operation] = mean(right in text for text, (_, right) in zip(said, rows))
     return shares
 
 
@@ -122,13 +126,16 @@ async def designs(rollout: Rollout, questions: list[Question], seed: int) -> dic
 
 
 def unshown_questions(count: int, seed: int) -> list[Question]:
+    """Questions of unshown shapes, as many of two hops as of three."""
     rng = random.Random(f"unshown {seed}")
-    found = []
-    while len(found) < count:
+    found = {2: [], 3: []}
+    while min(map(len, found.values())) < count // 2:
         asked = registry.draw(rng)
         if asked.shape in registry.UNSHOWN_SHAPES:
-            found.append(Question(f"u{len(found)}", asked.text(), asked.answer()))
-    return found
+            number = sum(map(len, found.values()))
+            question = Question(f"u{number}", asked.text(), asked.answer())
+            found[len(asked.hops)].append(question)
+    return found[2][: count // 2] + found[3][: count // 2]
 
 
 async def new_scripts(rollout: Rollout, questions: list[Question], seed: int) -> dict[str, float]:
@@ -181,7 +188,7 @@ async def run(config: Config) -> None:
     policy = Policy(cli.model_path(config.model))
     engine = HFEngine(policy)
     questions = registry.questions("heldout", config.seed, config.questions)
-    unshown = unshown_questions(config.questions // 2, config.seed)
+    unshown = unshown_questions(config.questions, config.seed)
     log.info(f"information given the template: {information(20_000, config.seed):.2f} bits")
     async with Sandbox() as sandbox:
         for temperature in TEMPERATURES:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from lib.distributed import gather_state, restore_optimizer
 from lib.errors import UserError
+from lib.shapes import copy_shapes
 
 
 def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -> None:
@@ -49,6 +50,7 @@ def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -
                 "config": asdict(learner.config),
             }
             torch.save(trainer_state, folder / "trainer.pt")
+            copy_shapes(learner.config.model, folder)
             sync_files(folder)
     except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
         shutil.rmtree(new, ignore_errors=True)

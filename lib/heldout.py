@@ -80,4 +80,7 @@ def new_examples(trees: list[Tree], shown: frozenset) -> list[dict]:
         if is_right and shape_hash(question, script) not in shown:
             counts[shape(question, script)] += 1
             examples.setdefault(shape(question, script), {"question": question, "design": script})
-    return [{"count": n, **examples[name]} for name, n in counts.most_common(NUM_EXAMPLES)]
+    return [
+        {"count": n, "shape": name, **examples[name]}
+        for name, n in counts.most_common(NUM_EXAMPLES)
+    ]

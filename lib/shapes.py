@@ -41,6 +41,13 @@ def write_shapes(folder: pathlib.Path, rows: list[tuple], earlier=None) -> None:
     atomic_write(folder / SHAPES_FILE, json.dumps(sorted(hashes)) + "\n")
 
 
+def copy_shapes(model: str, folder: pathlib.Path) -> None:
+    """A checkpoint keeps what its model knows."""
+    shapes = read_shapes(model)
+    if shapes is not None:
+        atomic_write(folder / SHAPES_FILE, json.dumps(sorted(shapes)) + "\n")
+
+
 def read_shapes(model: str) -> frozenset[str] | None:
     """The shapes of a model's cold start; None if its folder keeps none."""
     path = pathlib.Path(cli.model_path(model)) / SHAPES_FILE

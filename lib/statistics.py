@@ -1,8 +1,8 @@
 """What the answers of an evaluation say: accuracy with its interval, pass@k, cost, designs.
 
 Accuracy is pass@1, the mean over a question's answers. What the engine or the sandbox spoiled is
-left out, and counted. Intervals are 95 % bootstrap intervals over questions. pass@k is the unbiased
-estimate of Chen et al. (arXiv 2107.03374).
+left out, and counted. Intervals are of 95 %, over questions: Wilson's for shares, else bootstrap.
+pass@k is the unbiased estimate of Chen et al. (arXiv 2107.03374).
 
 Test: `pytest tests/test_eval.py`. Read next: heldout.py.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from data_types import Tree
 from lib.errors import SandboxError
 from lib.metrics import KINDS, eval_score, kind_of, structure, unique_name
+from lib.shapes import shape_hash
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,39 @@ class Result:
     interval: tuple[float, float]
     pass_at_k: float  # k: the number of samples
     calls: float
-    tokens: float
+    tokens: float  # sampled
+    prompt_tokens: float  # read, of the design and of all calls; nan if a server keeps them
     valid_designs: float
+    new_designs: float  # share of designs that the cold start has not shown; nan if not known
     infra_errors: int  # answers that the engine or the sandbox spoiled: left out, never scored 0
     structures: dict
     correct: tuple[float, ...]  # the mean score of each question, in order
 
 
+def wilson95(num_right: int, count: int) -> tuple[float, float]:
+    """Wilson's interval of a share, which is right also near 0 and 1.
+
+    >>> low, high = wilson95(0, 48)
+    >>> round(low, 3), round(high, 3)
+    (0.0, 0.074)
+    """
+    share, z = num_right / count, statistics.NormalDist().inv_cdf(0.975)
+    centre = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
 def interval95(values, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
-    """The bootstrap interval of the mean of `values`, one per question.
+    """Of the mean of `values`, one per question: Wilson's if all are 0 or 1, else the bootstrap's.
 
-    Too narrow where nearly all values are equal: all zeros have the interval (0, 0).
-
-    >>> interval95([1.0, 1.0, 1.0])
-    (1.0, 1.0)
+    >>> low, high = interval95([1.0, 1.0, 1.0])
+    >>> round(low, 2), high
+    (0.44, 1.0)
     """
     values = list(values)
+    if set(values) <= {0.0, 1.0}:
+        return wilson95(round(sum(values)), len(values))
     rng = random.Random(seed)
     means = []
     for _ in range(draws):
@@ -68,6 +86,14 @@ def tokens_of(design, execution) -> int:
     return len(design.completion_ids) + calls
 
 
+def prompt_tokens_of(design, execution) -> int | None:
+    """Tokens that the model reads for an answer. None: a server has them, as messages."""
+    prompts = [design.prompt_ids, *(call.prompt_ids for call in execution.calls)]
+    if not all(type(token) is int for prompt in prompts for token in prompt):
+        return None
+    return sum(map(len, prompts))
+
+
 def record(tree: Tree) -> dict:
     """What is kept of one question's answers."""
     pairs = tree.pairs()
@@ -78,15 +104,20 @@ def record(tree: Tree) -> dict:
         "scores": [eval_score(tree.question, execution.reward) for _, execution in valid],
         "calls": [len(execution.calls) for _, execution in valid],
         "tokens": [tokens_of(design, execution) for design, execution in valid],
+        "prompt_tokens": [prompt_tokens_of(design, execution) for design, execution in valid],
         "valid": [e.status not in ("invalid_script", "crashed") for _, e in valid],
+        "shapes": [shape_hash(tree.question.prompt, design.script) for design, _ in valid],
         "structures": [structure(design.script) for design, _ in valid],
         "infra_errors": len(spoiled),
         "detail": spoiled[0].detail if spoiled else "",
     }
 
 
-def summarise(name: str, mode: str, records: list[dict]) -> Result:
-    """Accuracy and cost of the records of a set. Raises SandboxError if no answer is left."""
+def summarise(name: str, mode: str, records: list[dict], shown: frozenset | None = None) -> Result:
+    """Accuracy and cost of the records of a set. Raises SandboxError if no answer is left.
+
+    shown: the shapes of designs in the cold start, if they are known.
+    """
     answered = [record for record in records if record["scores"]]
     if not answered:
         detail = records[0]["detail"] if records else "no questions"
@@ -95,6 +126,8 @@ def summarise(name: str, mode: str, records: list[dict]) -> Result:
     def all_of(key: str) -> list:
         return [value for record in answered for value in record[key]]
 
+    prompt_tokens = all_of("prompt_tokens")
+    is_new = [shape not in shown for shape in all_of("shapes")] if shown is not None else []
     correct = tuple(statistics.fmean(record["scores"]) for record in answered)
     k = min(len(record["scores"]) for record in answered)
     passes = []
@@ -109,7 +142,9 @@ def summarise(name: str, mode: str, records: list[dict]) -> Result:
         pass_at_k=statistics.fmean(passes),
         calls=statistics.fmean(all_of("calls")),
         tokens=statistics.fmean(all_of("tokens")),
+        prompt_tokens=math.nan if None in prompt_tokens else statistics.fmean(prompt_tokens),
         valid_designs=statistics.fmean(all_of("valid")),
+        new_designs=statistics.fmean(is_new) if is_new else math.nan,
         infra_errors=sum(record["infra_errors"] for record in records),
         structures=dict(Counter(all_of("structures")).most_common()),
         correct=correct,
@@ -150,7 +185,7 @@ def accuracy_table(results: list[Result]) -> list[str]:
 def cost_table(results: list[Result]) -> list[str]:
     columns = (
         *("tasks", "mode", "accuracy", "95 % interval", "pass@k", "questions", "calls", "tokens"),
-        *("valid designs", "left out", ", ".join(KINDS)),
+        *("prompt tokens", "valid designs", "new designs", "left out", ", ".join(KINDS)),
     )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for result in results:
@@ -167,9 +202,16 @@ def cost_table(results: list[Result]) -> list[str]:
             str(len(result.correct)),
             f"{result.calls:.2f}",
             f"{result.tokens:.1f}",
+            number(result.prompt_tokens, ".1f"),
             f"{result.valid_designs:.1%}",
+            number(result.new_designs, ".1%"),
             str(result.infra_errors),
             ", ".join(f"{shares[kind]:.0%}" for kind in KINDS),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def number(value: float, form: str) -> str:
+    """A dash for what is not known."""
+    return "-" if math.isnan(value) else format(value, form)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -57,8 +58,10 @@ def test_ask_shows_the_run(tmp_path):
 
 
 def test_interval_and_pass_at_k():
-    low, high = statistics.interval95([0.0, 1.0] * 50)
-    assert 0.38 <= low <= 0.42 and 0.58 <= high <= 0.62
+    low, high = statistics.interval95([0.0, 1.0] * 50)  # Wilson's
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = statistics.interval95([0.25, 0.75] * 50)  # the bootstrap's
+    assert 0.44 <= low <= 0.46 and 0.54 <= high <= 0.56
     for samples in range(1, 6):
         for solved in range(samples + 1):
             for k in range(1, samples + 1):
@@ -146,6 +149,36 @@ def test_infrastructure_is_left_out_and_never_a_zero(policy):
         statistics.summarise("x", "single", [statistics.record(tree)])
 
 
+def test_intervals_hold_what_they_promise_near_the_ends():
+    """The chance that Wilson's interval of 48 answers has the true share inside, summed exactly."""
+    for share in (0.02, 0.5, 0.94):
+        covered = 0.0
+        for right in range(49):
+            low, high = statistics.wilson95(right, 48)
+            if low <= share <= high:
+                covered += math.comb(48, right) * share**right * (1 - share) ** (48 - right)
+        assert 0.92 < covered < 0.99
+
+
+def test_what_the_model_reads_is_counted_and_new_designs_too(policy):
+    """Every call from its beginning; of a server that has only messages nothing is said."""
+    (tree,) = one_call(policy, lambda prompt: r"\boxed{42}", [QUESTION])
+    (call,) = tree.executions[0][0].calls
+    row = statistics.record(tree)
+    assert row["prompt_tokens"] == [len(call.prompt_ids)]
+
+    def result(shown=None, **changes):
+        return statistics.summarise("x", "single", [row | changes], shown)
+
+    assert math.isnan(result().new_designs) and result().prompt_tokens == len(call.prompt_ids)
+    assert result(frozenset()).new_designs == 1.0
+    assert result(frozenset(row["shapes"])).new_designs == 0.0
+    messages = replace(call, prompt_ids=(("user", "What?"),))
+    on_a_server = replace(tree.executions[0][0], calls=(messages,))
+    assert statistics.prompt_tokens_of(tree.designs[0], on_a_server) is None
+    assert math.isnan(result(prompt_tokens=[None]).prompt_tokens)
+
+
 def test_votes_use_up_the_tokens_that_they_are_given(policy):
     """As many answers as --vote-tokens pays for, whatever a design of its own would cost, which
     nobody asks for."""
@@ -163,6 +196,25 @@ def test_votes_use_up_the_tokens_that_they_are_given(policy):
     (result,) = asyncio.run(go())
     assert result.mode == "self-consistency (k=4)" and result.accuracy == 1.0
     assert len(engine.prompts) == 1 + 4
+
+
+def test_votes_may_have_the_tool(policy):
+    """A voter that computes costs two calls, and a vote of it k times as much."""
+
+    def speak(prompt):
+        is_told = "Output: 42" in prompt
+        return r"\boxed{42}" if is_told else "```python\nprint(6 * 7)\n```"
+
+    async def go():
+        async with Sandbox() as sandbox:
+            rollout = Rollout(Runtime(Scripted(policy, speak), policy, sandbox))
+            modes = ["self-consistency+python", "single"]
+            return await evaluation.evaluate(rollout, "x", [QUESTION], modes, vote_tokens=150)
+
+    vote, single = asyncio.run(go())
+    k = int(vote.mode.removeprefix("self-consistency+python (k=").removesuffix(")"))
+    assert vote.accuracy == 1.0 and single.accuracy == 0.0
+    assert k > 1 and vote.calls == 2 * k
 
 
 def test_an_answer_is_written_before_the_next_question_is_done(policy, tmp_path):
@@ -267,7 +319,9 @@ def test_the_table_has_the_gain_over_the_single_agent():
                 pass_at_k=accuracy,
                 calls=1.0,
                 tokens=10.0,
+                prompt_tokens=math.nan,
                 valid_designs=1.0,
+                new_designs=0.25,
                 infra_errors=0,
                 structures={"reflect": 3, "vote+python": 1},
                 correct=(accuracy,),
@@ -276,4 +330,4 @@ def test_the_table_has_the_gain_over_the_single_agent():
     lines = statistics.table(results).splitlines()
     assert lines[0] == "| accuracy, % | aime24 | apps | mean |"
     assert lines[3] == "| metaagent | 30.0 (+10.0) | 40.0 (-10.0) | 35.0 (+0.0) |"
-    assert "0%, 25%, 75%, 0%, 0%" in lines[-1]
+    assert "0%, 25%, 75%, 0%, 0%" in lines[-1] and "| - | 100.0% | 25.0% |" in lines[-1]

@@ -12,48 +12,53 @@ import torch
 from conftest import ROOT, Config
 
 import eval as evaluation
+from experiments import arithmetic, registry, trained
 from experiments import run as experiments
+from experiments.arithmetic import choices, noise, oracle, own, variances, weights
 from experiments.claims import (
-    ARMS,
-    CLAIMS,
-    DERIVED,
-    PUBLISHED_ONLY,
-    choices,
     collapsed,
     final,
     holm,
     interval,
-    noise,
-    oracle,
-    own,
     p_value,
     page,
     scores,
-    variances,
+    table,
     verdict,
-    weights,
 )
+from experiments.registry import ARMS, CLAIMS, DERIVED
 from lib import cli, launch
 from lib.errors import UserError
 from lib.metrics import variance_split
 
-RESULTS = ROOT / "experiments" / "results"
-
 
 def row(arm, seed, curve, tokens=100):
     evaluation = {
+        "eval_accuracy": curve[-1],
+        "eval_greedy": curve[-1],
         "eval_families": {
             "a": {"accuracy": curve[-1], "designs": {"vote": 3}},
             "b": {"accuracy": 0.5, "designs": {"single": 1}},
+            "new shape": {"accuracy": 0.25, "designs": {}},
         },
-        "eval_fixed": {"x": 0.4, "y": 0.6},
-        "eval_fixed_families": {"x": {"a": 0.2, "b": 1.0}, "y": {"a": 0.8, "b": 0.0}},
+        "eval_greedy_families": {"new shape": 0.125},
+        "eval_fixed": {"x": 0.4, "y": 0.6, "oracle": 0.5, "conditional": 0.1},
+        "eval_fixed_greedy": {"x": 0.4, "y": 0.6, "oracle": 0.55, "conditional": 0.15},
+        "eval_fixed_families": {
+            "x": {"a": 0.2, "b": 1.0, "new shape": 0.0},
+            "y": {"a": 0.8, "b": 0.0, "new shape": 0.0},
+        },
+        "eval_new_designs": 0.3,
+        "eval_new_among_right": 0.4,
+        "eval_new_examples": [
+            {"count": seed + 1, "shape": "s(_)", "question": "Who?", "design": "s(Feki)"}
+        ],
     }
     return {
         "arm": arm,
         "seed": seed,
         "flags": "",
-        "evals": [[10 * i, tokens * i, accuracy] for i, accuracy in enumerate(curve)],
+        "evals": [[10 * i, tokens * i, accuracy, accuracy] for i, accuracy in enumerate(curve)],
         "before": evaluation,
         "after": evaluation,
         "variance": {"between": 0.1, "within": 0.2},
@@ -81,6 +86,7 @@ def test_scores_of_a_run():
     assert own(falling["after"]) == pytest.approx(0.75 * 0.2 + 0.25 * 0.5)
     families = {"a": {"accuracy": 0.9, "designs": {}}, "b": {"accuracy": 0.1, "designs": {}}}
     other = row("y", 0, [0.0, 0.1])["after"] | {"eval_families": families}
+    del falling["after"]["eval_families"]["new shape"]
     assert own(falling["after"], other) == pytest.approx(0.75 * 0.9 + 0.25 * 0.5)
 
 
@@ -154,7 +160,8 @@ def test_tables():
         steps = {step: {"between": 0.05, "within": 0.1} for step in ("0", "100")}
         results["variance", seed] = {"arm": "variance", "seed": seed, "steps": steps}
     line = "| a | vote 100% | 0.80 (0.80 to 0.80) | 0.80 (0.80 to 0.80), mostly y |"
-    assert line in choices(results) and choices({}) == variances({}) == scores({}) == ""
+    assert line in choices(results) and choices({}) == variances({}) == ""
+    assert scores(arithmetic.STUDY, {}) == ""
 
     table = variances(results)
     assert table.count("relative variance of its gradient, 16 x 1 being 1") == 2
@@ -164,36 +171,79 @@ def test_tables():
     shares = [float(share) for share in shares]
     # More executions of a design, less luck in its mean.
     assert last == "-" and len(shares) == 4 and shares == sorted(shares, reverse=True)
-    assert page(results).count("\n\n") == 3
-
     results["designer", 0] = row("designer", 0, [0.1, 0.9, 0.2, 0.1, 0.1])
-    assert scores(results).splitlines()[2:] == [
+    assert scores(arithmetic.STUDY, results).splitlines()[2:] == [
         "| stagewise |  | 0 | 0.50 (0.50 to 0.50) | 0.80 (0.80 to 0.80) | 0 of 2 |",
         "| designer | `--stage designer` | 0 | 0.13 | 0.90 | 1 of 1 |",
     ]
+
+
+def measured(seed):
+    """A row of what trained.py says."""
+    groups = {
+        group: {"own": 0.6, "conditional": 0.2, "oracle": 0.8 + seed / 100, "regret": 0.2}
+        for group in ("3 steps", "all")
+    }
+    groups["all"]["best unconditional"] = 0.1
+    cells = {
+        f"designer of the {designer}, executor of the {executor}": score
+        for designer, executor, score in (
+            ("start", "start", 0.3),
+            ("start", "end", 0.4 + seed / 100),
+            ("end", "start", 0.5),
+            ("end", "end", 0.6),
+        )
+    }
+    part = {
+        "crossed": cells,
+        "start": groups,
+        "end": groups,
+        "swapped": {"own": 0.6, "the design of another question": 0.0, "its shape, filled in": 0.1},
+        "best of 64 random": 0.15,
+    }
+    return {"arm": "trained", "seed": seed, "temperature 0": part, "temperature 1": part}
+
+
+def test_tables_of_the_registry():
+    """Temperature 0 decides, 1 stands beside it; what was never shown, regret, collapses."""
+    results = rows("stagewise", range(2), lambda seed: [0.2, 0.5, 0.8 + seed / 10])
+    results |= rows("coupled", range(2), lambda seed: [0.2, 0.9, 0.1, 0.1, 0.1])
+    for seed in range(2):
+        results["trained", seed] = measured(seed)
+    said = page(registry.STUDY, results)
+    for line in (
+        "|  |  | executor's gain, designer of the start: +0.105 (+0.041 to +0.169, 2) |",
+        "| the best design of every question (oracle) | 0.55 (0.55 to 0.55) |",
+        "| its own designs, new shapes | 0.12 (0.12 to 0.12) | 0.12 (0.12 to 0.12) | 0.25 (0.25 ",
+        "| right answers by such designs, share | | | 0.40 (0.40 to 0.40) |",
+        "| 3 steps | 0.20 (0.20 to 0.20) |",
+        "| stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
+    ):
+        assert line in said, line
+    (row_of_regret,) = [line for line in said.splitlines() if "(minus regret)" in line]
+    assert "-0.205" in row_of_regret
+    ((example),) = registry.new_shapes(results)
+    assert example["count"] == 3 and example["design"] == "s(Feki)"
+    assert table(registry.STUDY, {}).count("\n") == 1
 
 
 # ----------------------------------------------------------------------------------------- the runs
 
 
 def test_every_arm_is_a_run_that_train_accepts():
-    for arm, flags in ARMS.items():
-        if arm in PUBLISHED_ONLY:
-            assert arm not in experiments.arms_to_run(0)
-            continue
+    for flags in ARMS.values():
         config = cli.flags(Config, f"{experiments.COMMON} {flags}".split(), "")
         launch.check(config, 1)
-        assert config.designs * config.executions == (8 if arm == "8 x 1" else 16)
-    assert {arm for claim in CLAIMS.values() for arm in claim.arms} == {*ARMS, *DERIVED}
+        assert config.designs * config.executions == 16
+    assert {arm for claim in CLAIMS.values() for arm in claim.arms} <= {*ARMS, *DERIVED}
+    assert {arm for needed in DERIVED.values() for arm in needed} <= set(ARMS)
 
 
 def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
-    """Two workers, real trainings of two steps, of which the model of the first is kept; the second
-    call has nothing left to do; a row's numbers are those of its metrics."""
+    """Two workers, real trainings of two steps; the second call has nothing left to do; a row's
+    numbers are those of its metrics."""
     small = "--questions 3 --designs 2 --executions 2 --eval-size 2"
-    monkeypatch.setattr(experiments, "COMMON", f"--eval-every 1 {small}")
-    monkeypatch.setattr(experiments, "DEFAULT_STEPS", 2)
-    monkeypatch.setattr(experiments, "KEPT_STEPS", {"stagewise": (1,)})
+    monkeypatch.setattr(experiments, "COMMON", f"--steps 2 --eval-every 1 {small}")
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     (tmp_path / "train.py").write_text(
         f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
@@ -208,11 +258,15 @@ def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
     lines = (runs / "designer-0" / "metrics.jsonl").read_text().splitlines()
     first, second = [json.loads(line) for line in lines]
     assert results["designer", 0]["evals"] == [
-        [0, 0, first.get("eval_before", first["eval_accuracy"])],
-        [2, first["tokens"] + second["tokens"], second["eval_accuracy"]],
+        [0, 0, first["eval_accuracy"], first["eval_greedy"]],
+        [
+            2,
+            first["tokens"] + second["tokens"],
+            second["eval_accuracy"],
+            second["eval_greedy"],
+        ],
     ]
-    assert {path.name for path in (runs / "stagewise-0" / "steps").iterdir()} == {"1", "2"}
-    assert not list(runs.glob("*/steps/*/trainer.pt"))
+    assert experiments.needs("trained", 0, runs) == []
     caplog.clear()
     experiments.main(flags)
     assert "0 runs to do" in caplog.text
@@ -220,32 +274,34 @@ def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
 
 
 def test_derived_arms_say_which_models_they_need(tmp_path):
-    both = [("stagewise", 3), ("single agent", 3)]
+    both = [("stagewise", 3), ("coder agent", 3)]
     assert experiments.needs("voted", 3, tmp_path) == both
     assert experiments.needs("stagewise", 3, tmp_path) == []
-    (tmp_path / "stagewise-3" / "steps" / "100").mkdir(parents=True)
+    (tmp_path / "stagewise-3").mkdir(parents=True)
+    unfinished = [{"step": 0, "eval_fixed": {}}, {"step": 1}]
+    write_rows(tmp_path / "stagewise-3" / "metrics.jsonl", unfinished)
+    assert experiments.needs("voted", 3, tmp_path) == both
+    write_rows(tmp_path / "stagewise-3" / "metrics.jsonl", unfinished[::-1])
     assert experiments.needs("voted", 3, tmp_path) == both[1:]
-    assert experiments.needs("variance", 3, tmp_path) == []
+    assert experiments.needs("trained", 3, tmp_path) == []
 
 
 def test_new_runs_are_compared_with_the_published(tmp_path, monkeypatch):
     """Published finals have mean 0.52 and standard deviation 0.0158: a run is expected within
-    2.776 * 0.0158 * sqrt(1 + 1/5) of it. Today's default is what v1 called "no anchor"."""
+    2.776 * 0.0158 * sqrt(1 + 1/5) of it."""
     published = []
     for seed in range(5):
-        curve = [0.2, *[0.5 + seed / 100] * 3]
-        published += [row("coupled", seed, curve), row("no anchor", seed, curve)]
+        published.append(row("coupled", seed, [0.2, *[0.5 + seed / 100] * 3]))
     write_rows(tmp_path / "runs.jsonl", published)
     monkeypatch.setattr(experiments, "PUBLISHED", tmp_path / "runs.jsonl")
     new = {
         ("coupled", 1): row("coupled", 1, [0.2, 0.56, 0.56, 0.56]),
         ("coupled", 2): row("coupled", 2, [0.2, 0.6, 0.6, 0.6]),
-        ("stagewise", 0): row("stagewise", 0, [0.2, 0.5, 0.5, 0.5]),
-        ("16 x 1", 0): row("16 x 1", 0, [0.2, 0.5, 0.5, 0.5]),
+        ("executor", 0): row("executor", 0, [0.2, 0.5, 0.5, 0.5]),
     }
-    near, far, default = experiments.compare(new).splitlines()
+    near, far = experiments.compare(new).splitlines()
     assert ", as expected (0.472 to 0.568" in near and "NOT as expected" in far
-    assert "published seeds of 'no anchor', mean 0.520" in default
+    assert "by 5 published seeds, mean 0.520" in near
 
 
 def test_a_derived_arm_gets_the_models_that_it_lacks(tmp_path, monkeypatch):
@@ -254,23 +310,21 @@ def test_a_derived_arm_gets_the_models_that_it_lacks(tmp_path, monkeypatch):
 
     def run(arm, seed, folder):
         ran.append(arm)
-        if arm not in DERIVED:
-            return row(arm, seed, [0.2, 0.5, 0.8])
-        steps = {step: {"between": 0.1, "within": 0.1} for step in ("0", "100")}
-        return {"arm": arm, "seed": seed, "steps": steps}
+        return measured(seed) if arm in DERIVED else row(arm, seed, [0.2, 0.5, 0.8])
 
     monkeypatch.setattr(experiments, "run", run)
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
-    monkeypatch.setattr(experiments, "CLAIMS", {2: CLAIMS[4]})  # variance, of stagewise
-    monkeypatch.setattr(experiments, "publish", lambda results, folder: None)
+    monkeypatch.setattr(experiments, "publish", lambda study, results, folder: None)
     out = tmp_path / "results"
     out.mkdir()
-    arms = ("stagewise", "16 x 1", "4 x 4", "2 x 8", "1 x 16", "8 x 1")
-    write_rows(out / "runs.jsonl", [row(arm, 0, [0.1, 0.2]) for arm in arms])
-    experiments.main(["--claim", "2", "--seeds", "1", "--results", str(out)])
-    assert ran == ["stagewise", "variance"]
+    write_rows(out / "runs.jsonl", [row("stagewise", 0, [0.1, 0.2])])
+    flags = ["--seeds", "1", "--results", str(out)]
+    experiments.main(["--claim", "2", *flags])
+    assert ran == ["stagewise", "trained"]
     written = [json.loads(line)["arm"] for line in (out / "runs.jsonl").read_text().splitlines()]
-    assert written == [*arms, "variance"]
+    assert written == ["stagewise", "trained"]
+    experiments.main(["--arm", "coupled", *flags])
+    assert ran[2:] == ["coupled"]
 
 
 def test_what_is_started_is_stopped(tmp_path, monkeypatch):
@@ -293,93 +347,89 @@ def test_what_is_started_is_stopped(tmp_path, monkeypatch):
 
 
 class Programs:
-    """train.py and eval.py that answer at once; they check their flags as the real ones do."""
+    """train.py, eval.py and trained.py that answer at once; flags are checked as the real ones'."""
 
     def __init__(self):
         self.configs = []
         self.infra_errors = 0
 
     def execute(self, command, *_):
-        name, *arguments = [str(word) for word in command]
+        program, *arguments = [str(word) for word in command]
+        if program == "-m":
+            assert arguments.pop(0) == "experiments.trained"
         out = pathlib.Path(arguments[arguments.index("--out") + 1])
-        out.mkdir(parents=True)
-        config_class = Config if name == "train.py" else evaluation.Config
+        config_class = {"eval.py": evaluation.Config, "-m": trained.Config}[program]
         config = cli.flags(config_class, arguments, "")
         self.configs.append(config)
-        if name == "train.py":
-            launch.check(config, 1)
-            self.train(config, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if program == "-m":
+            out.write_text(json.dumps(measured(config.seed)))
         else:
+            out.mkdir()
             self.evaluate(config, out)
 
-    def train(self, config, out):
-        metrics = {
-            "variance_between_designs": 0.1 + config.seed,
-            "variance_within_designs": 0.2,
-            "infra_errors": self.infra_errors,
-            "statuses": {"answered": 512},
-        }
-        write_rows(out / "metrics.jsonl", [metrics])
-
     def evaluate(self, config, out):
-        """The accuracy is made of the steps whose models answer."""
-        steps = re.findall(r"steps/(\d+)", f"{config.designer} {config.model}")
-        accuracy = sum(int(step) for step in steps) / 1000
-        own = {"mode": "metaagent", "accuracy": accuracy, "tokens": 40.0, "infra_errors": 0}
-        vote = {
-            "mode": "self-consistency (k=3)",
-            "accuracy": accuracy / 2,
-            "tokens": 39.0,
-            "infra_errors": self.infra_errors,
-        }
-        (out / "results.json").write_text(json.dumps({"results": [own, vote]}))
+        results = []
+        for number, mode in enumerate(config.modes.split(",")):
+            evaluation.check(config)
+            results.append(
+                {
+                    "mode": mode if mode == "metaagent" else f"{mode} (k=3)",
+                    "accuracy": number / 10 + ("coder" in config.model) / 100,
+                    "tokens": 40.0 + number,
+                    "prompt_tokens": 90.0,
+                    "infra_errors": self.infra_errors,
+                }
+            )
+        (out / "results.json").write_text(json.dumps({"results": results}))
 
 
 def test_derived_arms_ask_for_what_they_measure(tmp_path, monkeypatch):
     """Each command's flags are ones that the program takes, each number lands in its place."""
     programs = Programs()
     monkeypatch.setattr(experiments, "execute", programs.execute)
-    crossed, variance, voted = (experiments.run(arm, 3, tmp_path) for arm in DERIVED)
-    assert crossed["matrix"]["100"]["50"] == 0.15 and crossed["matrix"]["0"]["0"] == 0.0
-    assert [len(executors) for executors in crossed["matrix"].values()] == [3, 3, 3]
-    assert (crossed["arm"], crossed["seed"]) == ("crossed", 3)
-    assert variance["steps"]["100"] == {"between": 3.1, "within": 0.2}
-    assert programs.configs[10].model.endswith("stagewise-3/steps/100")
-    assert (voted["metaagent"], voted["self_consistency"]) == (0.1, 0.05)
-    assert voted["single_self_consistency"] == 0.25
+    said = experiments.run("trained", 3, tmp_path)
+    assert said["arm"] == "trained" and said["seed"] == 3 and "temperature 0" in said
+    voted = experiments.run("voted", 3, tmp_path)
+    assert (voted["own"], voted["votes"], voted["votes with the tool"]) == (0.0, 0.1, 0.2)
+    assert voted["votes of the agent"] == 0.01
+    assert voted["tokens"]["votes with the tool"] == 42.0
+    measured_model, own_model, agent = (config.model for config in programs.configs)
+    assert measured_model == own_model and own_model.endswith("stagewise-3/checkpoint")
+    assert agent.endswith("coder-agent-3/checkpoint")
     assert programs.configs[-1].vote_tokens == 40.0
     assert all(config.seed == 3 for config in programs.configs)
-
     programs.infra_errors = 1
-    with pytest.raises(UserError, match="1 executions failed"):
-        experiments.run("variance", 3, tmp_path)
     with pytest.raises(UserError, match="1 answers failed"):
-        experiments.evaluate(tmp_path / "spoiled")
+        experiments.evaluate(tmp_path / "spoiled", "--modes", "metaagent")
 
 
 # ---------------------------------------------------------------------------- the published results
 
 
-def test_readme_and_figures_are_drawn_from_the_published_runs(tmp_path):
-    results = experiments.read(experiments.PUBLISHED)
-    readme = (ROOT / "experiments" / "README.md").read_text()
-    table = re.search(r"<!-- claims -->\n(.*?)\n<!-- /claims -->", readme, re.DOTALL)[1]
-    assert table == page(results) == (RESULTS / "table.md").read_text().strip()
-    experiments.draw(results, tmp_path)
+@pytest.mark.parametrize("study", experiments.STUDIES, ids=lambda study: study.folder.name)
+def test_tables_and_figures_are_drawn_from_the_published_runs(study, tmp_path):
+    results = experiments.read(study.folder / "runs.jsonl")
+    assert page(study, results) == (study.folder / "table.md").read_text().strip()
+    if study is registry.STUDY:
+        readme = experiments.README.read_text()
+        claims = re.search(r"<!-- claims -->\n(.*?)\n<!-- /claims -->", readme, re.DOTALL)[1]
+        assert claims == page(study, results)
+    experiments.draw(study, results, tmp_path)
     drawn = {path.name: path for path in tmp_path.glob("*.svg")}
-    assert drawn and set(drawn) == {path.name for path in RESULTS.glob("*.svg")}
+    assert drawn and set(drawn) == {path.name for path in study.folder.glob("claim-*.svg")}
 
     def shapes(path):  # paths and texts, without what differs between releases of matplotlib
         return re.findall(r' d="([^"]+)"', path.read_text())
 
     for name, path in drawn.items():
-        assert shapes(path) == shapes(RESULTS / name), name
+        assert shapes(path) == shapes(study.folder / name), name
 
 
 def test_the_oracle_owes_nothing_to_hindsight():
     """Each family's best design, chosen by the other seeds' answers, scores what the best on the
     seed's own does."""
-    published = experiments.read(experiments.PUBLISHED)
+    published = experiments.read(arithmetic.STUDY.folder / "runs.jsonl")
     stagewise = [row for (arm, _), row in published.items() if arm == "stagewise"]
     for when in ("before", "after"):
         for row in stagewise:
@@ -396,9 +446,7 @@ def test_the_oracle_owes_nothing_to_hindsight():
             assert oracle(row[when]) == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--claim", "9"], ["--seeds", "0"], ["--seeds", "99"], ["--results", str(RESULTS)]]
-)
+@pytest.mark.parametrize("flags", [["--claim", "9"], ["--seeds", "0"], ["--arm", "none"]])
 def test_bad_flags(flags):
-    with pytest.raises(UserError, match="--(claim|seeds|results)"):
+    with pytest.raises(UserError, match="--(claim|seeds|arm)"):
         experiments.main(flags)

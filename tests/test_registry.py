@@ -1,5 +1,6 @@
 """The world `registry`: answers, best designs, the split, and what its cold start leaves out."""
 
+import asyncio
 import random
 from collections import Counter
 
@@ -7,8 +8,10 @@ import pytest
 from conftest import Scripted, grow
 
 import tasks
-from experiments import gates
+from engines.hf import HFEngine
+from experiments import gates, trained
 from lib.shapes import shape
+from sandbox import Sandbox
 from tiny import registry, teacher
 from tiny.registry import FACTS, PEOPLE, REGION_OF, Asked
 
@@ -134,6 +137,47 @@ def test_the_executor_is_mistaken_and_not_only_unsure():
         right[relation] += reply == (person if relation == "who" else FACTS[relation][person])
     assert right["boss"] == right["code"] == len(REGION_OF)
     assert right["friend"] == len(REGION_OF) / 2 and right["who"] == 0
+
+
+def test_one_agent_thinks_in_steps_and_knows_little(rows):
+    """Alone it gets a third of its training questions right, and says where its number is from."""
+    asked = [row for row in rows if row[1][0]["content"].startswith("Solve")]
+    first_turns = [row for row in asked if len(row[1]) == 2]
+    assert len(first_turns) > 1000
+    right = Counter()
+    for _, messages, reply in asked:
+        question = registry.parse(messages[1]["content"])
+        if "boxed" in reply and not (question.operation and "print" not in str(messages)):
+            is_right = f"boxed{{{question.answer()}}}" in reply
+            right[question.is_search or question.num_steps, is_right] += 1
+    shares = [right[n, True] / (right[n, True] + right[n, False]) for n in (1, 2, 3, 4)]
+    assert 0.4 < shares[0] < 0.7 and shares == sorted(shares, reverse=True) and shares[3] < 0.3
+
+
+def test_the_designer_takes_a_quarter_of_the_people_for_anothers():
+    rng = random.Random(0)
+    likeliest = {}
+    for person in REGION_OF:
+        starts = Counter(teacher.draw_start(rng, person) for _ in range(200))
+        likeliest[person] = starts.most_common(1)[0][0]
+    wrong = {person for person, region in likeliest.items() if region != REGION_OF[person]}
+    assert wrong == set(teacher.MISPLACED_PEOPLE) and len(wrong) == 12
+
+
+def test_a_design_is_for_its_question_alone(policy):
+    """The tiny model's own designs at temperature 0, each answering another question: as it is, and
+    filled in with the names and the number of the question."""
+
+    async def go():
+        async with Sandbox() as sandbox:
+            models = {"end": (HFEngine(policy), policy)}
+            subject = trained.Subject(models, sandbox, temperature=0.0, seed=0)
+            return await trained.swapped(subject, registry.questions("heldout", 0, 48))
+
+    scores = asyncio.run(go())
+    assert scores["own"] >= 0.2
+    assert scores["the design of another question"] <= 0.1
+    assert scores["its shape, filled in"] <= scores["own"] - 0.1
 
 
 def test_what_is_best_is_not_in_the_template():

@@ -34,9 +34,9 @@ TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# What a token never crosses: a capitalised word, a line, a step in a chain of relations. Inside a
-# token there may be several words, so that a design has some thirty tokens.
-PIECES = r"[A-Z][a-z]+|\n| of (?:the )?|'s "
+# What a token never crosses: a capitalised word, a line, a step in a chain of relations, two
+# digits. Inside a token there may be several words, so that a design has some thirty tokens.
+PIECES = r"[A-Z][a-z]+|\n| of (?:the )?|'s |[0-9]{1,2}"
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCABULARY = 1024
 TOKENIZER_SAMPLES = 20_000  # samples that the tokenizer is trained on
@@ -47,7 +47,7 @@ class Config:
     out: str = str(ROOT / "tiny")  # folder of the model
     world: Literal["registry", "arithmetic"] = "registry"  # set of questions it is built for
     samples: int = 80_000  # samples of the scripted teacher
-    steps: int = 2600  # number of updates
+    steps: int = 3400  # number of updates
     batch: int = 64  # samples per update
     lr: float = 2e-3  # learning rate, decaying linearly to a tenth
     batch_tokens: int = 8192  # max tokens of a forward pass
@@ -56,7 +56,7 @@ class Config:
 
 
 def train_tokenizer(texts: list[str], size: int = VOCABULARY):
-    """A byte-level BPE: it can write any text, common phrases are one token, digits are split."""
+    """A byte-level BPE: it can write any text, common phrases are one token, so are two digits."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +64,6 @@ def train_tokenizer(texts: list[str], size: int = VOCABULARY):
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), "isolated"),
-            pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(False, use_regex=False),
         ]
     )

@@ -1,0 +1,391 @@
+"""The study of today's default world: the paper's claims as arms and comparisons of `registry`.
+
+Written down before its runs. What decides is accuracy at temperature 0, on 100 held-out questions
+of the run's seed, a third of which have a shape that training never asks for; temperature 1 stands
+beside it. All arms begin with the model in tiny/ and have the default's flags but for those named.
+
+Derived arms are no trainings but measurements of trained models: "trained" (trained.py) of the
+stagewise run, "voted" of that and of the trained agent with the tool.
+
+Test: `pytest tests/test_experiments.py`. Read next: run.py.
+"""
+
+import statistics
+from collections import Counter
+
+import numpy
+import scipy.stats
+
+from experiments.claims import (
+    TEMPERATURE_0,
+    TEMPERATURE_1,
+    Claim,
+    Comparison,
+    Study,
+    collapsed,
+    final,
+    final_difference,
+    rows_of,
+    spread,
+)
+from lib.cli import ROOT
+
+COMMON = "--eval-every 20"
+AGENT = "--stage executor --designs 1 --executions 16"
+ARMS = {
+    "stagewise": "",
+    "coupled": "--stage both",
+    "designer": "--stage designer",
+    "designer, frozen executor": "--stage designer --policies two",
+    "executor": "--stage executor",
+    "phases of 10": "--phase-steps 10",
+    "coupled, KL": "--stage both --kl 0.01",
+    # The paper's regime: several optimizer steps per rollout, a mean per role.
+    "stagewise, 6 updates": "--minibatches 6",
+    "coupled, 6 updates": "--stage both --minibatches 6",
+    "two policies": "--policies two",
+    "two policies, coupled": "--policies two --stage both",
+    # As many tokens as stagewise.
+    "coder agent": f"--fixed-design coder {AGENT} --steps 200",
+    # When does a system of agents help? Shorter replies.
+    "stagewise, 24 tokens": "--reply-tokens 24",
+    "stagewise, 12 tokens": "--reply-tokens 12",
+    "coder agent, 24 tokens": f"--fixed-design coder {AGENT} --steps 200 --reply-tokens 24",
+    "coder agent, 12 tokens": f"--fixed-design coder {AGENT} --steps 200 --reply-tokens 12",
+}
+DERIVED = {"trained": ("stagewise",), "voted": ("stagewise", "coder agent")}  # -> what they need
+TEMPERATURES = {0: "temperature 0", 1: "temperature 1"}
+START, END = "start", "end"
+STEPS = ("1 step", "2 steps", "3 steps", "4 steps", "5 steps")
+REPLY_TOKENS = (12, 24, 48)  # of the arms; the last is the default
+# Of the tiny model: "code of Muba is 57" and a new line, a program in its fence, "\\boxed{57}".
+FACT_TOKENS, PROGRAM_TOKENS, BOX_TOKENS = 6, 10, 4
+
+
+def against(one: str, other: str, why: str = "") -> Comparison:
+    """Final score of an arm minus another's, at equal tokens. why: said before it."""
+    return Comparison(
+        f"{why}{one} - {other}",
+        (one, other),
+        final_difference(TEMPERATURE_0),
+        beside=final_difference(TEMPERATURE_1),
+    )
+
+
+def at_both(what: str, arm: str, difference) -> Comparison:
+    """difference: (row, 0 or 1, which is the temperature) -> float."""
+    return Comparison(
+        what,
+        (arm,),
+        lambda row: difference(row, 0),
+        beside=lambda row: difference(row, 1),
+    )
+
+
+def final_at(row: dict, temperature: int) -> float:
+    return final(row, column=TEMPERATURE_1 if temperature else TEMPERATURE_0)
+
+
+def start_oracle(row: dict, temperature: int) -> float:
+    """Accuracy of the start's executor under the best design of every question."""
+    key = "eval_fixed" if temperature else "eval_fixed_greedy"
+    return row["before"][key]["oracle"]
+
+
+def crossed(row: dict, temperature: int, designer: str, executor: str) -> float:
+    """Accuracy with the designer and the executor of the start or of the end."""
+    cells = row[TEMPERATURES[temperature]]["crossed"]
+    return cells[f"designer of the {designer}, executor of the {executor}"]
+
+
+def gain(what: str, one: tuple[str, str], other: tuple[str, str]) -> Comparison:
+    """A cell (designer, executor) of the crossed evaluation minus another."""
+    return at_both(what, "trained", lambda row, t: crossed(row, t, *one) - crossed(row, t, *other))
+
+
+def own_minus(what: str, key: str) -> Comparison:
+    """The trained model's own designs minus others of trained.py, with the same executor."""
+
+    def difference(row: dict, temperature: int) -> float:
+        scores = row[TEMPERATURES[temperature]]
+        return scores[END]["all"]["own"] - scores[END]["all"][key]
+
+    return at_both(f"own designs - {what}", "trained", difference)
+
+
+def own_minus_swapped(row: dict, temperature: int) -> float:
+    scores = row[TEMPERATURES[temperature]]["swapped"]
+    return scores["own"] - scores["its shape, filled in"]
+
+
+def own_minus_random(row: dict, temperature: int) -> float:
+    scores = row[TEMPERATURES[temperature]]
+    return scores[END]["all"]["own"] - scores["best of 64 random"]
+
+
+def own_minus_votes(what: str, key: str) -> Comparison:
+    return Comparison(
+        f"own designs - {what}, temperature 1", ("voted",), lambda row: row["own"] - row[key]
+    )
+
+
+CLAIMS = {
+    1: Claim(
+        "Frozen-executor ceiling: training both goes beyond what training the designer can reach",
+        "44.8 against 38.6 (math average)",
+        (
+            against("stagewise", "designer"),
+            against("stagewise", "designer, frozen executor"),
+            at_both(
+                "stagewise - the oracle of the start's executor",
+                "stagewise",
+                lambda row, t: final_at(row, t) - start_oracle(row, t),
+            ),
+            at_both(
+                "that oracle - designer, frozen executor",
+                "designer, frozen executor",
+                lambda row, t: start_oracle(row, t) - final_at(row, t),
+            ),
+        ),
+    ),
+    2: Claim(
+        "Both roles improve",
+        "the paper's cross-evaluation",
+        (
+            gain("designer's gain, executor of the start", (END, START), (START, START)),
+            gain("executor's gain, designer of the start", (START, END), (START, START)),
+            gain("designer's gain, executor of the end", (END, END), (START, END)),
+            gain("executor's gain, designer of the end", (END, END), (END, START)),
+        ),
+    ),
+    3: Claim(
+        "Stagewise beats coupled and single-role training",
+        "44.8 against 36.7, 38.6 and 39.6 (math average); K = 30 best, 1 collapses",
+        (
+            against("stagewise", "coupled"),
+            against("stagewise", "executor"),
+            against("stagewise", "coupled, KL"),
+            against("phases of 10", "stagewise"),
+            against("stagewise, 6 updates", "coupled, 6 updates", "in the paper's regime: "),
+        ),
+    ),
+    6: Claim(
+        "Structure adapts to the question",
+        "single / reflection / ensemble: 18.9 / 70.0 / 11.1 % on AIME24, 55.2 / 43.8 / 1.0 % on "
+        "APPS",
+        (
+            own_minus("the best unconditional script", "best unconditional"),
+            own_minus("the script with conditions", "conditional"),
+            at_both("own designs - the best of 64 random", "trained", own_minus_random),
+            at_both("own designs - the shapes of another question's", "trained", own_minus_swapped),
+            own_minus("the best design of every question (minus regret)", "oracle"),
+        ),
+    ),
+    7: Claim(
+        "One set of weights for both roles is better than one each",
+        "40.0 shared against 33.3 separate (AIME24)",
+        (
+            against("stagewise", "two policies"),
+            against("coupled", "two policies, coupled"),
+            against("designer", "designer, frozen executor"),
+        ),
+    ),
+    8: Claim(
+        "At equal tokens: against one agent trained by the same GRPO, and against self-consistency",
+        "44.78 against 31.40 for a single agent, 33.26 trained by GRPO (math average)",
+        (
+            against("stagewise", "coder agent"),
+            own_minus_votes("votes of the same weights", "votes"),
+            own_minus_votes("votes with the tool, same weights", "votes with the tool"),
+            own_minus_votes("votes with the tool of the trained agent", "votes of the agent"),
+        ),
+    ),
+}
+
+
+# -------------------------------------------------------------------------------------- the tables
+
+
+def before_and_after(results: dict) -> str:
+    """The default run: what it began with and what it ended with; "" without runs."""
+    rows = rows_of(results, "stagewise")
+    if not rows:
+        return ""
+
+    def accuracy(row: dict, when: str, name: str, is_greedy: bool) -> float:
+        part, key = row[when], "_greedy" if is_greedy else ""
+        if name == "own":
+            return part["eval_greedy" if is_greedy else "eval_accuracy"]
+        if name == "new shapes":
+            found = part[f"eval{key}_families"]["new shape"]
+            return found if is_greedy else found["accuracy"]
+        return part[f"eval_fixed{key}"][name]
+
+    lines = [
+        "| held-out accuracy over seeds | temperature 0, before | after | temperature 1, before "
+        "| after |",
+        "|---|---|---|---|---|",
+    ]
+    for title, name in (
+        ("a script with conditions, by hand", "conditional"),
+        ("the best design of every question (oracle)", "oracle"),
+        ("**its own designs**", "own"),
+        ("its own designs, new shapes", "new shapes"),
+    ):
+        cells = [title]
+        for is_greedy in (True, False):
+            for when in ("before", "after"):
+                cells.append(spread([accuracy(row, when, name, is_greedy) for row in rows]))
+        lines.append(f"| {' | '.join(cells)} |")
+    for title, key in (
+        ("designs of shapes that the cold start did not show", "eval_new_designs"),
+        ("right answers by such designs", "eval_new_among_right"),
+    ):
+        shares = [spread([row[when][key] for row in rows]) for when in ("before", "after")]
+        lines.append(f"| {title}, share | | | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def regrets(results: dict) -> str:
+    """Accuracy that the best design has more than the model's own, by the number of steps."""
+    rows = rows_of(results, "trained")
+    if not rows:
+        return ""
+    lines = [
+        "| regret: oracle - own designs | temperature 0, before | after | temperature 1, before "
+        "| after |",
+        "|---|---|---|---|---|",
+    ]
+    for group in rows[0]["temperature 0"][END]:
+        cells = [group]
+        for temperature in TEMPERATURES.values():
+            for when in (START, END):
+                cells.append(spread([row[temperature][when][group]["regret"] for row in rows]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def collapses(results: dict) -> str:
+    """How many seeds collapsed of two regimes, and Fisher's exact test; "" without runs."""
+    lines = []
+    for one, other in (
+        ("stagewise", "coupled"),
+        ("stagewise, 6 updates", "coupled, 6 updates"),
+    ):
+        counts = []
+        for arm in (one, other):
+            rows = rows_of(results, arm)
+            num_collapsed = int(sum(collapsed(row, TEMPERATURE_0) for row in rows))
+            counts.append((num_collapsed, len(rows) - num_collapsed))
+        if all(sum(count) for count in counts):
+            p = scipy.stats.fisher_exact(counts).pvalue
+            said = [f"{bad} of {bad + good}" for bad, good in counts]
+            lines.append(f"| {one}: {said[0]} | {other}: {said[1]} | {p:.2f} |")
+    if not lines:
+        return ""
+    header = "| seeds that collapsed | seeds that collapsed | p, Fisher's exact test |"
+    return "\n".join([header, "|---|---|---|", *lines])
+
+
+def new_shapes(results: dict, count: int = 5) -> list[dict]:
+    """The designs of shapes never shown that were right most often, each with a question."""
+    counts, examples = Counter(), {}
+    for row in rows_of(results, "stagewise"):
+        for example in row["after"]["eval_new_examples"]:
+            name = example["shape"]
+            counts[name] += example["count"]
+            examples.setdefault(name, example)
+    return [examples[name] | {"count": n} for name, n in counts.most_common(count)]
+
+
+# ------------------------------------------------------------------------------------ the pictures
+
+
+def matrix(axis, arms: dict[str, list[dict]]) -> None:
+    """The crossed evaluation at temperature 0."""
+    rows, ends = arms["trained"], (START, END)
+    values = [
+        [statistics.fmean(crossed(row, 0, designer, executor) for row in rows) for executor in ends]
+        for designer in ends
+    ]
+    axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            colour = "white" if value > 0.6 else "black"
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour)
+    axis.set(
+        xlabel="executor, temperature 0",
+        ylabel=f"designer ({len(rows)} seeds)",
+        xticks=range(2),
+        yticks=range(2),
+        xticklabels=(START, END),
+        yticklabels=(START, END),
+    )
+
+
+def side_by_side(axis, arms: dict[str, list[dict]]) -> None:
+    """The trained executor under its own designs and under others, at temperature 0."""
+    rows = arms["trained"]
+    names = ("best unconditional", "conditional", "own", "oracle")
+    values = [[row["temperature 0"][END]["all"][name] for row in rows] for name in names]
+    axis.bar(
+        names,
+        [statistics.fmean(value) for value in values],
+        color=["C7", "C7", "C0", "C1"],
+        alpha=0.7,
+    )
+    for x, value in enumerate(values):
+        axis.plot([x] * len(value), value, "k.", markersize=4)
+    axis.set(ylabel="held-out accuracy after training, temperature 0", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+
+
+def when_agents_help(axis, results: dict) -> bool:
+    """Accuracy of own designs minus that of the trained agent with the tool, temperature 0, by the
+    length of a reply and the number of steps; and the most steps that a reply has room for."""
+    values = numpy.full((len(STEPS), len(REPLY_TOKENS)), numpy.nan)
+    for x, length in enumerate(REPLY_TOKENS):
+        suffix = "" if length == max(REPLY_TOKENS) else f", {length} tokens"
+        arms = [rows_of(results, f"{arm}{suffix}") for arm in ("stagewise", "coder agent")]
+        if not all(arms):
+            continue
+        for y, steps in enumerate(STEPS):
+            own, agent = (
+                statistics.fmean(row["after"]["eval_greedy_families"][steps] for row in rows)
+                for rows in arms
+            )
+            values[y, x] = own - agent
+            axis.text(x, y, f"{own:.2f} - {agent:.2f}", ha="center", va="center", fontsize=8)
+    image = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu", origin="lower", aspect="auto")
+    axis.figure.colorbar(image, label="own designs - one trained agent, accuracy")
+    fits = [sum(reply_length(n) <= length for n in range(1, 6)) for length in REPLY_TOKENS]
+    axis.step(range(len(fits)), [n - 0.5 for n in fits], where="mid", color="black", linestyle="--")
+    axis.set(
+        xlabel="tokens of a reply (below the dashed line, one reply has room for all steps)",
+        ylabel="steps of the question",
+        xticks=range(len(REPLY_TOKENS)),
+        xticklabels=REPLY_TOKENS,
+        yticks=range(len(STEPS)),
+        yticklabels=range(1, 6),
+        title="When does a system of agents help? Both trained with the same tokens",
+    )
+    return not numpy.isnan(values).any()
+
+
+def reply_length(steps: int) -> int:
+    """Tokens in which one agent thinks all steps of a question, the last of them by a program."""
+    facts = max(1, steps - 1)
+    return FACT_TOKENS * facts + (PROGRAM_TOKENS if steps > 1 else BOX_TOKENS)
+
+
+STUDY = Study(
+    folder=ROOT / "experiments" / "results" / "registry",
+    arms=ARMS,
+    claims=CLAIMS,
+    tables=(before_and_after, regrets, collapses),
+    pictures={2: matrix, 6: side_by_side},
+    figures={"when_agents_help.svg": when_agents_help},
+    column=TEMPERATURE_0,
+    level=lambda row: start_oracle(row, 0),
+    level_name="best design of every question, executor of the start",
+)
