@@ -46,7 +46,7 @@ class Config:
     stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
     """Roles that learn: in turn, both at once, or only one. In the arithmetic world both at once
     ends higher than in turn."""
-    phase_steps: int = 5  # steps per stagewise phase (K)
+    phase_steps: int = 1  # steps per stagewise phase (K)
     executor_group: Literal["question", "design"] = "question"  # group of an execution
     designer_credit: Literal["mean", "single", "shared"] = "mean"
     """Reward of a design. mean: the mean reward of its executions (the paper). single: the reward
@@ -57,8 +57,8 @@ class Config:
     --stage executor."""
 
     # Update
-    lr: float = 3e-4  # learning rate of AdamW, after the warm-up
-    lr_schedule: Literal["constant", "cosine"] = "constant"
+    lr: float = 5e-4  # learning rate of AdamW, after the warm-up
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after the warm-up. cosine: down to 0.3 of --lr at the last of --steps."""
     warmup: int = 0  # steps in which the learning rate rises from 0 to --lr
     minibatches: int = 1
@@ -133,6 +133,7 @@ ONE_GPU = Config(
     executions=4,
     phase_steps=10,
     lr=2e-5,  # an adapter's is about ten times that of all weights (Schulman 2025)
+    lr_schedule="constant",
     lora=32,
     design_tokens=1024,
     reply_tokens=1024,

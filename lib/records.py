@@ -21,6 +21,7 @@ from lib.metrics import mean
 from lib.plots import draw_curves
 
 REPORT_SECONDS = 20.0  # how often report.html is written anew
+LINE_EVERY = 10  # steps between lines where there is no bar
 
 
 class Records:
@@ -73,7 +74,7 @@ class Records:
         numbers = {name: value for name, value in line.items() if isinstance(value, (int, float))}
         self.send(numbers, metrics["step"])
         done = metrics["step"] + 1
-        if bar.disable and done % self.config.phase_steps == 0:  # no bar: a line now and then
+        if bar.disable and done % LINE_EVERY == 0:  # no bar: a line now and then
             reward = f"reward {metrics['reward']:.2f}"
             log.info(f"step {done}/{self.config.steps}: {roles} learned, {reward}")
         if time.monotonic() - self.reported >= REPORT_SECONDS:

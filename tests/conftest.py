@@ -48,7 +48,7 @@ needs_shared = pytest.mark.skipif(
 
 SMALL_RUN = [
     *("--questions", "6", "--designs", "2", "--executions", "2"),
-    *("--eval-size", "2", "--phase-steps", "2"),
+    *("--eval-size", "2", "--phase-steps", "2", "--lr-schedule", "constant"),
 ]
 QUESTION = Question("q", "What is 6 * 7?", "42", family="compute")
 

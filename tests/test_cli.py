@@ -193,7 +193,7 @@ def test_help_shows_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.flags(Config, ["--help"], "x")
     text = capsys.readouterr().out
-    assert not stop.value.code and "--phase-steps" in text and "default: 5" in text
+    assert not stop.value.code and "--phase-steps" in text and "default: 1" in text
 
 
 def resolve(*argv):
@@ -201,7 +201,8 @@ def resolve(*argv):
 
 
 def test_flags_of_a_resumed_run_can_not_change(tmp_path):
-    launch.open_folder(Config(questions=3, out=str(tmp_path)), 0)
+    config = Config(questions=3, lr_schedule="constant", out=str(tmp_path))
+    launch.open_folder(config, 0)
     same = resolve("--out", tmp_path, "--resume", "--steps", 7)
     assert (same.questions, same.steps) == (3, 7)
     with pytest.raises(UserError, match="--questions"):

@@ -19,8 +19,8 @@ LAYERS = """
 data_types credit mas config lib/answers lib/attention lib/errors
 lib/lora lib/split lib/ways jail/isolation
 designer lib/chat lib/cli lib/distributed lib/files lib/messages jail/seccomp
-lib/checkpoint lib/loading lib/resampling lib/shapes tiny/registry tiny/arithmetic/world
-lib/metrics engines/hf engines/openai_api engines/vllm benchmarks/math_worker
+lib/loading lib/resampling lib/shapes tiny/registry tiny/arithmetic/world
+lib/checkpoint lib/metrics engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/plots lib/statistics jail/child
 sandbox lib/memory lib/minibatches lib/prefix_sharing jail/server
 lib/model_check
@@ -31,9 +31,10 @@ rollout lib/launch tiny/teacher tiny/arithmetic/teacher
 lib/heldout sft viewer/pages
 lib/records viewer/serve viewer/screenshots tiny/build
 train eval
-experiments/claims
+experiments/claims experiments/gates
+experiments/arithmetic experiments/registry experiments/trained
 experiments/run experiments/bench/grade experiments/bench/pages experiments/bench/rollout
-experiments/bench/sandbox experiments/bench/scale experiments/bench/step experiments/gates
+experiments/bench/sandbox experiments/bench/scale experiments/bench/step
 experiments/gpu_check
 """
 EMPTY = (

@@ -46,8 +46,8 @@ TOKENIZER_SAMPLES = 20_000  # samples that the tokenizer is trained on
 class Config:
     out: str = str(ROOT / "tiny")  # folder of the model
     world: Literal["registry", "arithmetic"] = "registry"  # set of questions it is built for
-    samples: int = 80_000  # samples of the scripted teacher
-    steps: int = 3400  # number of updates
+    samples: int = 120_000  # samples of the scripted teacher
+    steps: int = 4400  # number of updates
     batch: int = 64  # samples per update
     lr: float = 2e-3  # learning rate, decaying linearly to a tenth
     batch_tokens: int = 8192  # max tokens of a forward pass

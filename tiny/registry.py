@@ -23,7 +23,8 @@ The west keeps its codes badly, so that a vote of three pays there. Who has a co
 checked, until the guess is right. Every question knows its best design: `best_design`.
 
 What a cold-started executor does not know (teacher.py): who is friends with whom in the east and
-the south, who has which code, and what "minus" means.
+the south, who has which code, and what "minus" means. The designer takes a quarter of the people
+for another region's.
 
 Test: `pytest tests/test_registry.py`. Read next: teacher.py.
 """

@@ -46,11 +46,11 @@ from tiny.registry import (
 )
 
 # Designs
-DESIGNER_SHARE = 0.3  # of the samples
+DESIGNER_SHARE = 0.45  # of the samples
 DESIGNER_HOP_WEIGHTS = (0.1, 0.2, 0.35, 0.35)  # long chains are the harder ones to plan
 REGION_RIGHT = 0.6  # how often a design begins with the right register for sure; else with any
 MISPLACED = 3  # people of every region whom the designer takes for another region's
-CHAIN_RIGHT = 0.85  # how often it follows the right relations
+CHAIN_RIGHT = 0.9  # how often it follows the right relations
 HOP_RIGHT = 0.95  # how often it asks the right register at a later hop
 OPERATION_RIGHT = 0.95  # how often it computes what is to be computed
 VOTE_SHARE = 0.3  # how often it takes the code by a vote, whichever region it is of
