@@ -46,12 +46,12 @@ ARMS = {
     "two policies": "--policies two",
     "two policies, coupled": "--policies two --stage both",
     # As many tokens as stagewise.
-    "coder agent": f"--fixed-design coder {AGENT} --steps 200",
+    "coder agent": f"--fixed-design coder {AGENT} --steps 130",
     # When does a system of agents help? Shorter replies.
     "stagewise, 24 tokens": "--reply-tokens 24",
     "stagewise, 12 tokens": "--reply-tokens 12",
-    "coder agent, 24 tokens": f"--fixed-design coder {AGENT} --steps 200 --reply-tokens 24",
-    "coder agent, 12 tokens": f"--fixed-design coder {AGENT} --steps 200 --reply-tokens 12",
+    "coder agent, 24 tokens": f"--fixed-design coder {AGENT} --steps 130 --reply-tokens 24",
+    "coder agent, 12 tokens": f"--fixed-design coder {AGENT} --steps 130 --reply-tokens 12",
 }
 DERIVED = {"trained": ("stagewise",), "voted": ("stagewise", "coder agent")}  # -> what they need
 TEMPERATURES = {0: "temperature 0", 1: "temperature 1"}
@@ -221,10 +221,14 @@ def before_and_after(results: dict) -> str:
             return found if is_greedy else found["accuracy"]
         return part[f"eval_fixed{key}"][name]
 
+    def change(value) -> str:
+        """value: (row, "before" or "after") -> float."""
+        before = statistics.fmean(value(row, "before") for row in rows)
+        return f"{before:.2f} -> {spread([value(row, 'after') for row in rows])}"
+
     lines = [
-        "| held-out accuracy over seeds | temperature 0, before | after | temperature 1, before "
-        "| after |",
-        "|---|---|---|---|---|",
+        f"| mean and 95 % interval over {len(rows)} seeds | temperature 0 | temperature 1 |",
+        "|---|---|---|",
     ]
     for title, name in (
         ("a script with conditions, by hand", "conditional"),
@@ -232,17 +236,13 @@ def before_and_after(results: dict) -> str:
         ("**its own designs**", "own"),
         ("its own designs, new shapes", "new shapes"),
     ):
-        cells = [title]
-        for is_greedy in (True, False):
-            for when in ("before", "after"):
-                cells.append(spread([accuracy(row, when, name, is_greedy) for row in rows]))
-        lines.append(f"| {' | '.join(cells)} |")
-    for title, key in (
-        ("designs of shapes that the cold start did not show", "eval_new_designs"),
-        ("right answers by such designs", "eval_new_among_right"),
-    ):
-        shares = [spread([row[when][key] for row in rows]) for when in ("before", "after")]
-        lines.append(f"| {title}, share | | | {' | '.join(shares)} |")
+        cells = [
+            change(lambda row, when, g=is_greedy, n=name: accuracy(row, when, n, g))
+            for is_greedy in (True, False)
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    share = change(lambda row, when: row[when]["eval_new_among_right"])
+    lines.append(f"| right answers by designs that nobody showed, share | | {share} |")
     return "\n".join(lines)
 
 
@@ -296,6 +296,15 @@ def new_shapes(results: dict, count: int = 5) -> list[dict]:
             counts[name] += example["count"]
             examples.setdefault(name, example)
     return [examples[name] | {"count": n} for name, n in counts.most_common(count)]
+
+
+def new_designs(results: dict) -> str:
+    """`new_shapes` as a list: the question, and the design without the lines that set up agents."""
+    lines = []
+    for example in new_shapes(results):
+        calls = [line for line in example["design"].splitlines() if "Agent(" not in line]
+        lines.append(f"- {example['question']}\n  `{'; '.join(calls)}`")
+    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------------ the pictures

@@ -223,6 +223,7 @@ def publish(study: Study, results: dict, folder: pathlib.Path) -> None:
     if folder == registry.STUDY.folder:
         fill(README, "claims", page(study, results))
         fill(ROOT / "README.md", "result", registry.before_and_after(results))
+        fill(ROOT / "README.md", "new shapes", registry.new_designs(results))
 
 
 def fill(path: pathlib.Path, name: str, text: str) -> None:

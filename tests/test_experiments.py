@@ -213,9 +213,9 @@ def test_tables_of_the_registry():
     said = page(registry.STUDY, results)
     for line in (
         "|  |  | executor's gain, designer of the start: +0.105 (+0.041 to +0.169, 2) |",
-        "| the best design of every question (oracle) | 0.55 (0.55 to 0.55) |",
-        "| its own designs, new shapes | 0.12 (0.12 to 0.12) | 0.12 (0.12 to 0.12) | 0.25 (0.25 ",
-        "| right answers by such designs, share | | | 0.40 (0.40 to 0.40) |",
+        "| the best design of every question (oracle) | 0.55 -> 0.55 (0.55 to 0.55) |",
+        "| its own designs, new shapes | 0.12 -> 0.12 (0.12 to 0.12) | 0.25 -> 0.25 (0.25 ",
+        "| right answers by designs that nobody showed, share | | 0.40 -> 0.40 (0.40 to 0.40) |",
         "| 3 steps | 0.20 (0.20 to 0.20) |",
         "| stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
     ):
@@ -224,6 +224,7 @@ def test_tables_of_the_registry():
     assert "-0.205" in row_of_regret
     ((example),) = registry.new_shapes(results)
     assert example["count"] == 3 and example["design"] == "s(Feki)"
+    assert registry.new_designs(results) == "- Who?\n  `s(Feki)`"
     assert table(registry.STUDY, {}).count("\n") == 1
 
 
