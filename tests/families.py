@@ -104,7 +104,7 @@ def make(family: str, folder: pathlib.Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
     model_type, extra = FAMILIES[family]
     tokens = {
-        "vocab_size": 768,  # more than the tokenizer has, as often
+        "vocab_size": 1024,  # more than the tokenizer has, as often
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.eos_token_id,
