@@ -121,7 +121,7 @@ async def majority(rollout: Rollout, question: Question, executions) -> str | No
 
 
 async def record_votes(rollout: Rollout, tree: Tree) -> dict:
-    """The record of self-consistency: M votes, each over k samples of the single agent."""
+    """The record of self-consistency: M votes, each over k samples of one agent."""
     scores = []
     for executions in tree.executions:
         if any(execution.valid for execution in executions):
@@ -165,9 +165,11 @@ class Answers:
                 file.write(json.dumps(row) + "\n")
 
     def get(self, name: str, mode: str, question: Question) -> dict | None:
-        """The record of a question, if all its answers are there, with all that is kept today."""
+        """The record of a question, if all its answers are there."""
         row = self.records.get((name, mode, unique_name(question)))
-        return None if row is None or row["infra_errors"] or "shapes" not in row else row
+        if row is None or row["infra_errors"]:
+            return None
+        return row if "shapes" in row else None  # an older version kept less of an answer
 
     def summary(self, name: str, mode: str, questions: list[Question]) -> Result:
         rows = [self.records[name, mode, unique_name(question)] for question in questions]

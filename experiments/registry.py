@@ -46,7 +46,7 @@ ARMS = {
     "two policies": "--policies two",
     "two policies, coupled": "--policies two --stage both",
     # As many tokens as stagewise.
-    "coder agent": f"--fixed-design coder {AGENT} --steps 130",
+    "coder agent": f"--fixed-design coder {AGENT} --steps 130",  # one agent with the tool
     # When does a system of agents help? Shorter replies.
     "stagewise, 24 tokens": "--reply-tokens 24",
     "stagewise, 12 tokens": "--reply-tokens 12",
