@@ -40,8 +40,8 @@ def weights(out, folder="checkpoint"):
     return load_file(out / folder / "model.safetensors")
 
 
-def tiny_weights():
-    return load_file(ROOT / "tiny" / "model.safetensors")
+def tiny_weights(folder: str = "tiny"):
+    return load_file(ROOT / folder / "model.safetensors")
 
 
 def same(a, b):

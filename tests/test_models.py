@@ -31,6 +31,11 @@ TWO_STEPS = [
     *("--eval-size", "1", "--eval-every", "0", "--stage", "both"),
     *("--design-tokens", "32", "--reply-tokens", "16", "--max-calls", "2"),
 ]
+# A model that is right about half of the time: every step has samples.
+REWARDED = [
+    *("--model", str(ROOT / "tiny" / "arithmetic"), "--tasks", "arithmetic"),
+    *("--questions", "6", "--design-tokens", "96", "--reply-tokens", "48"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +188,7 @@ def test_out_of_memory_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="out of memory in step 1 .*--checkpointing.*--batch-tokens.*--resume"
     ):
-        train.main([*TWO_STEPS, "--questions", "6", "--design-tokens", "96", "--out", str(out)])
+        train.main([*TWO_STEPS, *REWARDED, "--out", str(out)])
     state = torch.load(out / "checkpoint" / "trainer.pt", weights_only=True)
     assert state["step"] == 1
 
@@ -199,7 +204,7 @@ def test_a_model_that_dies_ends_the_run_and_the_good_checkpoint_stays(tmp_path, 
         step_optimizer(learner, grad_norm)
 
     monkeypatch.setattr(train.Learner, "step_optimizer", step)
-    flags = ("--questions", "6", "--design-tokens", "96", "--save-every", "1", "--out", str(out))
+    flags = (*REWARDED, "--save-every", "1", "--out", str(out))
     with pytest.raises(UserError, match="has died.* lower --lr. .*/checkpoint has the last good"):
         train.main([*TWO_STEPS, *flags])
     assert checkpoint.read(out / "checkpoint")["step"] == 1

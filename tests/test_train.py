@@ -22,6 +22,9 @@ from lib.records import open_tracker
 from policy import Policy
 from sandbox import Sandbox
 
+# Right about half of the time: every step has samples.
+ARITHMETIC = ["--model", "tiny/arithmetic", "--tasks", "arithmetic"]
+
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
@@ -73,11 +76,11 @@ def test_killed_and_resumed_equals_straight(straight, tmp_path):
 def test_two_policies(tmp_path):
     """Each role's weights move in its own phases and stay bit for bit in the other's; a resumed run
     is the straight one."""
-    flags = ("--policies", "two", "--save-every", 1, "--phase-steps", 1)
+    flags = ("--policies", "two", "--save-every", 1, "--phase-steps", 1, *ARITHMETIC)
     out = tmp_path / "resumed"
     straight = start("--steps", 3, "--out", tmp_path / "straight", *flags)
     folders = {"executor": "checkpoint", "designer": "checkpoint/designer"}
-    before = {role: tiny_weights() for role in folders}
+    before = {role: tiny_weights("tiny/arithmetic") for role in folders}
     moved = []
     for steps in (1, 2, 3):
         resume = ["--resume"] if steps > 1 else []
@@ -95,7 +98,7 @@ def test_two_policies(tmp_path):
 def test_the_executor_alone_under_a_fixed_design(tmp_path):
     """And killed between a checkpoint and its evaluation: a resumed run makes up for it."""
     flags = ["--out", tmp_path, "--fixed-design", "coder", "--stage", "executor"]
-    flags += ["--eval-every", 1, "--model", "tiny/arithmetic", "--tasks", "arithmetic"]
+    flags += ["--eval-every", 1, *ARITHMETIC]
     train_run("--steps", 1, *flags)
     (row,) = lines(tmp_path)
     assert set(row["structures"]) == {"single+python"} and row["trained_tokens"] > 0
