@@ -43,7 +43,7 @@ CHOSEN_ON = 30  # training questions on which the best random design is chosen
 class Config:
     model: str = "tiny"  # the trained model
     start: str = "tiny"  # the model that it began with
-    questions: int = 200  # held-out questions
+    questions: int = 100  # held-out questions
     seed: int = 0  # random seed of the questions and of sampling
     out: str | None = None  # file of the numbers, as JSON
 
@@ -86,26 +86,30 @@ async def crossed(subject: Subject, questions: list[Question]) -> dict[str, floa
 
 async def compared(subject: Subject, questions: list[Question], model: str) -> dict[str, dict]:
     """Accuracy by number of steps of the model's own designs and of those by hand."""
-    by_hand = {name: registry.DESIGNS[name] for name in ("conditional", "oracle")}
-    groups = {}
-    for question in questions:
-        asked = registry.parse(question.prompt)
-        steps = "search" if asked.is_search else f"{asked.num_steps} steps"
-        groups.setdefault(steps, []).append(question)
-        if asked.shape in registry.NEW_SHAPES:
-            groups.setdefault("new shapes", []).append(question)
-    groups["all"] = questions
+    designs = {"own": None} | {name: registry.DESIGNS[name] for name in ("conditional", "oracle")}
     scores = {}
-    for group, members in sorted(groups.items()):
-        scores[group] = {"questions": len(members)}
-        for name, design in {"own": None, **by_hand}.items():
-            roles = {"designer": model, "executor": model}
-            scores[group][name] = await subject.accuracy(members, design, **roles)
-        scores[group]["regret"] = scores[group]["oracle"] - scores[group]["own"]
+    for name, design in designs.items():
+        trees = await subject.answer(questions, design, designer=model, executor=model)
+        for group, members in grouped(trees).items():
+            scores.setdefault(group, {"questions": len(members)})[name] = mean(rewards(members))
+    for of_group in scores.values():
+        of_group["regret"] = of_group["oracle"] - of_group["own"]
     fixed = {**UNCONDITIONAL, **FIXED_DESIGNS}
     unconditional = [await subject.accuracy(questions, s, executor=model) for s in fixed.values()]
     scores["all"]["best unconditional"] = max(unconditional)
     return scores
+
+
+def grouped(trees: list[Tree]) -> dict[str, list[Tree]]:
+    """By the number of steps that the question asks for; those of new shapes; all."""
+    groups = {}
+    for tree in trees:
+        asked = registry.parse(tree.question.prompt)
+        steps = "search" if asked.is_search else f"{asked.num_steps} steps"
+        groups.setdefault(steps, []).append(tree)
+        if asked.shape in registry.NEW_SHAPES:
+            groups.setdefault("new shapes", []).append(tree)
+    return dict(sorted(groups.items())) | {"all": trees}
 
 
 async def swapped(subject: Subject, questions: list[Question]) -> dict[str, float]:
