@@ -14,11 +14,22 @@ EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agent
 FINAL_LR = 0.3  # of the learning rate, at the end of a cosine; the original's
 
 
+def is_server(model: str) -> bool:
+    """Whether a role is played by a server, and not by a model in this process."""
+    return model.startswith(("http://", "https://"))
+
+
 @dataclass(frozen=True)
 class Config:
     model: str = "tiny"
-    """Folder in Hugging Face format, or Hub id. tiny comes with this repository; paper has none, as
-    it begins at a cold start that sft.py makes."""
+    """Model of both roles: a folder in Hugging Face format, or a Hub id. tiny comes with this
+    repository; paper has none, as it begins at a cold start that sft.py makes."""
+    designer: str | None = None
+    """A model of its own for the designer role: it learns from its designs alone, or stays frozen
+    with --stage executor."""
+    executor: str | None = None
+    """The same for the executor role, frozen with --stage designer. Either may be the URL of a
+    server with the OpenAI chat API, http://HOST:8000/v1 or .../v1#MODEL, which never learns."""
     tasks: str = "registry"
     """Training sets: names, rg:GENERATOR or paths, with optional weights (polaris:0.5,apps:0.5).
     -NAME drops questions that are also in the set NAME, if only nearly."""
@@ -48,10 +59,6 @@ class Config:
     ends higher than in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
     executor_group: Literal["question", "design"] = "question"  # group of an execution
-    designer_credit: Literal["mean", "single", "shared"] = "mean"
-    """Reward of a design. mean: the mean reward of its executions (the paper). single: the reward
-    of its first execution. shared: no reward, but the mean advantage of its executions."""
-    policies: Literal["shared", "two"] = "shared"  # one set of weights for both roles, or one each
     fixed_design: str | None = None
     """Hand-written design (single, coder ...) under which to train only the executor; goes with
     --stage executor."""
@@ -115,6 +122,26 @@ class Config:
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.lr * (FINAL_LR + (1 - FINAL_LR) * cosine)
+
+    @property
+    def players(self) -> dict[tuple[str, ...], str]:
+        """Roles that share their weights -> the model they begin with, or a server's URL.
+
+        >>> Config(executor="http://host/v1").players
+        {('executor',): 'http://host/v1', ('designer',): 'tiny'}
+        """
+        if self.designer is None and self.executor is None:
+            return {("executor", "designer"): self.model}
+        return {(role,): self.model_of((role,)) for role in ("executor", "designer")}
+
+    def model_of(self, roles) -> str:
+        """The model that plays these roles."""
+        own = [getattr(self, role) for role in roles if getattr(self, role)]
+        return own[0] if own else self.model
+
+    def learns(self, roles: tuple[str, ...]) -> bool:
+        """Whether any of the roles ever learns."""
+        return self.stage in ("stagewise", "both", *roles)
 
     @property
     def importance_cap(self) -> float:

@@ -82,24 +82,13 @@ def normalise(values_G_S, valid_G_S):
     return centred_G_S / (std_G_1 + EPS)
 
 
-def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None, credit="mean"):
+def designer_advantages(rewards_Q_M_N, valid_Q_M_N=None):
     """advantages_Q_M: the mean reward of a design against the question's other designs.
-
-    Ablations (ours): "single" takes the reward of its first execution, "shared" the mean advantage
-    of its executions.
 
     >>> designer_advantages(torch.tensor([[[1., 0.], [1., 1.]]])).round(decimals=3)
     tensor([[-0.7070,  0.7070]])
     """
-    rewards, valid = check_rewards(rewards_Q_M_N, valid_Q_M_N)
-    if credit == "shared":
-        shared = executor_advantages(rewards, valid, "question")
-        return design_rewards(shared, valid)[0].float()
-    if credit == "single":
-        rewards, valid = rewards[..., :1], valid[..., :1]
-    elif credit != "mean":
-        raise ValueError(f"credit {credit!r}: mean, single or shared")
-    rewards_Q_M, has_valid_Q_M = design_rewards(rewards, valid)
+    rewards_Q_M, has_valid_Q_M = design_rewards(rewards_Q_M_N, valid_Q_M_N)
     return normalise(rewards_Q_M, has_valid_Q_M).float()
 
 

@@ -39,9 +39,11 @@ from tqdm import tqdm
 
 import credit
 import tasks
+from config import is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
+from engines.openai_api import ChatEngine, open_server
 from executor import Runtime
 from lib import cli
 from lib.answers import committed_answer
@@ -67,7 +69,8 @@ PORTION = 64  # questions that are answered at the same time
 class Config:
     # The model
     model: str = "tiny"  # folder in Hugging Face format, or Hub id; with openai, its name there
-    designer: str | None = None  # another model for the designer role; --model is the executor
+    designer: str | None = None  # another model for the designer role, or a server's URL
+    executor: str | None = None  # the same for the executor role
     engine: Literal["hf", "vllm", "openai"] = "hf"
     """What samples. hf, vllm: in this process. openai: a server with the OpenAI chat API."""
     url: str = "http://127.0.0.1:8000/v1"  # server URL for --engine openai; key: OPENAI_API_KEY
@@ -261,19 +264,17 @@ async def evaluate(
 
 async def run(config: Config) -> list[Result]:
     """Evaluate, ask or serve. Returns the results of an evaluation."""
-    if config.engine == "openai":
-        from engines.openai_api import ChatEngine
-
-        engine = policy = ChatEngine(config.url, config.model)
-    else:
-        engine, policy = await load(config, config.model, config.engine)
-    designer = await load(config, config.designer, "hf") if config.designer else None
+    shared = None  # what plays the roles that have no model of their own
+    if config.designer is None or config.executor is None:
+        shared = await load(config, config.model, config.engine)
+    executor = await load(config, config.executor, "hf") if config.executor else shared
+    designer = await load(config, config.designer, "hf") if config.designer else shared
 
     budget = Budget(calls=config.max_calls, reply_tokens=config.reply_tokens)
     results = []
     async with Sandbox(config.sandbox) as sandbox:
         rollout = Rollout(
-            Runtime(engine, policy, sandbox, budget, config.temperature),
+            Runtime(*executor, sandbox, budget, config.temperature),
             designer=designer,
             design_tokens=config.design_tokens,
             stop_at_failure=config.ask is None,
@@ -302,7 +303,13 @@ async def run(config: Config) -> list[Result]:
 
 
 async def load(config: Config, model: str, kind: str) -> tuple:
-    """(engine, policy) of a model in this process. Raises UserError."""
+    """(engine, policy) of a model. A server is both. Raises UserError."""
+    if kind == "openai":
+        server = ChatEngine(config.url, model)
+        return server, server
+    if is_server(model):
+        server = open_server(model)
+        return server, server
     policy = Policy(
         cli.model_path(model),
         cli.load_device(),
@@ -409,7 +416,7 @@ def open_folder(config: Config, out: pathlib.Path) -> None:
     def settings(flags: Config) -> dict:
         return {name: value for name, value in asdict(flags).items() if name not in FREE_FLAGS}
 
-    models = [model for model in (config.model, config.designer) if model]
+    models = [model for model in (config.model, config.designer, config.executor) if model]
     weights = {"weights": [weights_hash(model) for model in models]}
     wanted = settings(config) | weights
     path = out / "config.json"

@@ -53,7 +53,7 @@ TRAIN_QUESTIONS = 50_000  # max questions to train on
 class Learner:
     """One set of weights: the policy, the engine that samples from it, the update."""
 
-    def __init__(self, config: Config, policy: Policy, engine, roles: set):
+    def __init__(self, config: Config, policy: Policy, engine, roles):
         self.config = config
         self.policy = policy
         self.engine = engine
@@ -62,7 +62,7 @@ class Learner:
         self.is_sharded = distributed.is_sharded(config)
         self.model = distributed.wrap(CompletionLogprobs(policy), policy, self.is_sharded)
         self.uses_ddp = isinstance(self.model, DistributedDataParallel)
-        self.reference_model = launch.load_reference(config, policy) if config.kl else None
+        self.reference_model = launch.load_reference(config, roles, policy) if config.kl else None
         self.optimizer = torch.optim.AdamW(
             [p for p in policy.model.parameters() if p.requires_grad],
             lr=config.lr,
@@ -162,17 +162,20 @@ class Trainer:
         self.rank = rank
         self.step = 0  # updates done
         self.questions, self.heldout_questions = launch.load_questions(config, TRAIN_QUESTIONS)
-        self.learners = []
-        for roles, folder in checkpoint.folders(out, config).items():
-            policy, engine = launch.load(config, folder, device, self.questions)
-            learner = Learner(config, policy, engine, roles)
-            self.learners.append(learner)
-            if folder:
-                self.step = checkpoint.restore(checkpoint.read(folder), learner)
-        self.executor, self.designer = self.learners[0], self.learners[-1]
+        self.players, self.learners = {}, []  # role -> (engine, policy); those that learn
+        folders = checkpoint.folders(out, config)
+        for roles, model in config.players.items():
+            engine, policy = launch.load(config, roles, folders.get(roles), device, self.questions)
+            self.players |= dict.fromkeys(roles, (engine, policy))
+            if config.learns(roles):
+                learner = Learner(config, policy, engine, roles)
+                self.learners.append(learner)
+                if folders[roles]:
+                    self.step = checkpoint.restore(checkpoint.read(folders[roles]), learner)
         self.fixed_design = FIXED_DESIGNS.get(config.fixed_design)
-        self.shown = read_shapes(config.model)
-        self.clock = metrics.Clock([learner.engine for learner in self.learners])
+        self.shown = read_shapes(config.designer or config.model)
+        self.engines = list(dict.fromkeys(engine for engine, _ in self.players.values()))
+        self.clock = metrics.Clock(self.engines)
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
     async def train_step(self, step: int) -> dict:
@@ -186,9 +189,7 @@ class Trainer:
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
         launch.check_infrastructure(trees, self)
 
-        designer_adv_Q_M = designer_advantages(
-            rewards_Q_M_N, valid_Q_M_N, credit=config.designer_credit
-        )
+        designer_adv_Q_M = designer_advantages(rewards_Q_M_N, valid_Q_M_N)
         executor_adv_Q_M_N = executor_advantages(
             rewards_Q_M_N, valid_Q_M_N, group=config.executor_group
         )
@@ -240,8 +241,8 @@ class Trainer:
         config = self.config
         budget = launch.execution_budget(config)
         self.rollout = Rollout(
-            Runtime(self.executor.engine, self.executor.policy, sandbox, budget),
-            designer=(self.designer.engine, self.designer.policy),
+            Runtime(*self.players["executor"], sandbox, budget),
+            designer=self.players["designer"],
             design_tokens=config.design_tokens,
         )
         await self.evaluate_if_due()  # before the first step, or where a resumed run was stopped

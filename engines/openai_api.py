@@ -19,9 +19,34 @@ import random
 import time
 
 from data_types import Completion
-from lib.errors import EngineError, PromptTooLong
+from lib.errors import EngineError, PromptTooLong, UserError
 
 MAX_SEED = 1 << 31  # servers take no larger one
+
+
+def open_server(address: str) -> "ChatEngine":
+    """The engine of a server.
+
+    address: its URL up to and with /v1, and #MODEL if it has several. Raises UserError if it does
+    not answer.
+    """
+    import openai
+
+    url, _, model = address.partition("#")
+    engine = ChatEngine(url, model)
+    try:
+        names = [served.id for served in openai.OpenAI(base_url=url, api_key=key()).models.list()]
+    except (openai.OpenAIError, ValueError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"{url}: no server with the OpenAI chat API ({problem})") from None
+    if not model and len(names) != 1:
+        raise UserError(f"{url}: serves {', '.join(names) or 'no model'}; add one: {url}#MODEL")
+    engine.model = model or names[0]
+    return engine
+
+
+def key() -> str:
+    return os.environ.get("OPENAI_API_KEY", "none")
 
 
 class ChatEngine:
@@ -47,8 +72,9 @@ class ChatEngine:
 
         for name in ("httpx", "httpx2", "openai"):  # they log every request
             logging.getLogger(name).setLevel(logging.WARNING)
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        self.client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
+        self.client = openai.AsyncOpenAI(
+            base_url=url, api_key=key(), timeout=timeout, max_retries=0
+        )
         self.model = model
         self.gate = asyncio.Semaphore(concurrency)
         self.tries = tries

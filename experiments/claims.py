@@ -171,33 +171,59 @@ def verdict(low: float, high: float, is_significant: bool = True) -> str:
 # -------------------------------------------------------------------------------------- the tables
 
 
-def table(study: Study, results: dict) -> str:
-    """The table of all claims that have runs; Holm's correction is over all its lines."""
+def decide(study: Study, results: dict) -> list[tuple]:
+    """(claim's number, comparison, differences over seeds, verdict) of every comparison with runs.
+
+    Holm's correction is over all of them.
+    """
     seeds = sorted({seed for _, seed in results})
-    decided = []  # (claim number, claim, comparison, differences)
+    found = []
     for number, claim in study.claims.items():
         for comparison in claim.comparisons:
             differences = comparison.over_seeds(results, seeds)
             if len(differences) > 1:
-                decided.append((number, claim, comparison, differences))
-    significant = holm([p_value(differences) for *_, differences in decided])
+                found.append((number, comparison, differences))
+    significant = holm([p_value(differences) for *_, differences in found])
+    decided = []
+    for (number, comparison, differences), is_significant in zip(found, significant):
+        _, low, high = interval(differences)
+        decided.append((number, comparison, differences, verdict(low, high, is_significant)))
+    return decided
 
-    has_beside = any(comparison.beside for *_, comparison, _ in decided)
+
+def short_table(study: Study, results: dict) -> str:
+    """A table with a row for each claim that has runs."""
+    lines = ["| claim | here: mean difference, verdict |", "|---|---|"]
+    said = {}
+    for number, comparison, differences, judged in decide(study, results):
+        text = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
+        said.setdefault(number, []).append(text)
+    for number, texts in said.items():
+        lines.append(f"| {number}. {study.claims[number].title} | {'; '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def table(study: Study, results: dict) -> str:
+    """The table of all claims that have runs, a line for each comparison."""
+    seeds = sorted({seed for _, seed in results})
+    decided = decide(study, results)
+    has_beside = any(comparison.beside for _, comparison, *_ in decided)
     ours = "ours: mean difference (95 % interval, seeds)"
     header = ["claim", "the paper", ours, "verdict"]
     if has_beside:
         header[2:] = [f"{ours}, temperature 0", "verdict", "temperature 1"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     previous = None
-    for (number, claim, comparison, differences), is_significant in zip(decided, significant):
+    for number, comparison, differences, judged in decided:
         mean, low, high = interval(differences)
         title, paper = "", ""
         if number != previous:
+            claim = study.claims[number]
             title, paper = f"{number}. {claim.title}", claim.paper
         previous = number
         difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(differences)})"
         cells = [title, paper, f"{comparison.what}: {difference}"]
-        cells.append(verdict(low, high, is_significant))
+        cells.append(judged)
         if has_beside:
             cells.append(beside(comparison, results, seeds))
         lines.append(f"| {' | '.join(cells)} |")

@@ -36,15 +36,15 @@ ARMS = {
     "stagewise": "",
     "coupled": "--stage both",
     "designer": "--stage designer",
-    "designer, frozen executor": "--stage designer --policies two",
+    "designer, frozen executor": "--stage designer --executor tiny",
     "executor": "--stage executor",
     "phases of 10": "--phase-steps 10",
     "coupled, KL": "--stage both --kl 0.01",
     # The paper's regime: several optimizer steps per rollout, a mean per role.
     "stagewise, 6 updates": "--minibatches 6",
     "coupled, 6 updates": "--stage both --minibatches 6",
-    "two policies": "--policies two",
-    "two policies, coupled": "--policies two --stage both",
+    "two policies": "--executor tiny",
+    "two policies, coupled": "--executor tiny --stage both",
     # As many tokens as stagewise.
     "coder agent": f"--fixed-design coder {AGENT} --steps 130",  # one agent with the tool
     # When does a system of agents help? Shorter replies.

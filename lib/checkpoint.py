@@ -2,7 +2,8 @@
 
     checkpoint/            a Hugging Face folder, with --lora of the adapter alone, and trainer.pt:
                            optimizer, rng, step, flags
-    checkpoint/designer/   with --policies two: the designer's; the folder above is the executor's
+    checkpoint/designer/   where both roles learn with weights of their own: the designer's; the
+                           folder above is the executor's
 
 A kill at any moment leaves a complete one, the new or the old.
 
@@ -26,7 +27,8 @@ def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -
     """Write `out`/checkpoint: `step` updates are done. Collective, where weights are divided.
 
     Args:
-        learners: train.Learner of the shared weights, or of the executor's and the designer's.
+        learners: train.Learner of the shared weights, of one role's, or of the executor's and the
+            designer's.
         is_writer: rank 0 writes.
 
     Raises:
@@ -50,7 +52,7 @@ def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -
                 "config": asdict(learner.config),
             }
             torch.save(trainer_state, folder / "trainer.pt")
-            copy_shapes(learner.config.model, folder)
+            copy_shapes(learner.config.model_of(learner.roles), folder)
             sync_files(folder)
     except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
         shutil.rmtree(new, ignore_errors=True)
@@ -81,11 +83,11 @@ def find(out: pathlib.Path) -> pathlib.Path | None:
 
 
 def folders(out: pathlib.Path, config) -> dict[tuple[str, ...], pathlib.Path | None]:
-    """Roles that share a set of weights -> the folder to resume these from; None: a new run."""
+    """Roles that learn the same weights -> the folder to resume these from; None: a new run."""
     folder = find(out) if config.resume else None
-    if config.policies == "shared":
-        return {("designer", "executor"): folder}
-    return {("executor",): folder, ("designer",): folder and folder / "designer"}
+    learning = [roles for roles in config.players if config.learns(roles)]
+    places = (folder, folder and folder / "designer")
+    return dict(zip(learning, places))
 
 
 def read(folder: pathlib.Path) -> dict:

@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 
 import tasks
-from config import EXECUTION_TOKENS
+from config import EXECUTION_TOKENS, is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
+from engines.openai_api import open_server
 from lib import checkpoint, cli, distributed, lora
 from lib.cli import flag_name, log
 from lib.errors import EngineError, SandboxError, UserError
@@ -76,8 +77,8 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
         raise UserError(str(error)) from None
     except torch.OutOfMemoryError as error:
         # With one optimizer step of one model, no weight has moved yet in this step of the run.
-        is_whole = config.minibatches == 1 and config.policies == "shared"
-        if is_whole and not trainer.executor.is_sharded:
+        is_whole = config.minibatches == 1 and len(trainer.learners) == 1
+        if is_whole and not distributed.is_sharded(config):
             trainer.save_checkpoint()
         raise UserError(
             f"out of memory in step {trainer.step} ({str(error)[:80]}): try --checkpointing, or a "
@@ -111,7 +112,7 @@ async def run(trainer) -> None:
                 log.info(f"{trainer.out}: {describe(trainer, sandbox)}")
             await trainer.train(sandbox)
     except asyncio.CancelledError:
-        is_sharded = trainer.executor.is_sharded
+        is_sharded = distributed.is_sharded(trainer.config)
         if not is_sharded:  # gathering the parts needs the other ranks, which are stopped, too
             trainer.save_checkpoint()
         if trainer.rank == 0:
@@ -124,8 +125,8 @@ def close(trainer) -> None:
     """The last collective, then the engines (vLLM's takes the group along), then the group."""
     if dist.is_initialized():
         dist.barrier()
-    for learner in trainer.learners:
-        learner.engine.close()
+    for engine in trainer.engines:
+        engine.close()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -164,22 +165,31 @@ def check_questions(out: pathlib.Path, questions: list[Question]) -> None:
     atomic_write(out / "config.json", text + "\n")
 
 
-def load(config, folder: pathlib.Path | None, device: str, questions: list[Question]) -> tuple:
-    """(policy, engine): from a checkpoint's folder, or as --model has it. Raises UserError."""
+def load(
+    config, roles: tuple, folder: pathlib.Path | None, device: str, questions: list[Question]
+) -> tuple:
+    """(engine, policy) of some roles: of a checkpoint's folder, or as a run begins.
+
+    A server is both. Raises UserError.
+    """
+    model = config.model_of(roles)
+    if is_server(model):
+        server = open_server(model)
+        return server, server
     if folder:
         checkpoint.read(folder)  # a corrupt one is said before a model is loaded
+    learns = config.learns(roles)
     is_sharded = distributed.is_sharded(config)
-    start = cli.model_path(config.model)
     dtype = cli.load_dtype(config.dtype)
     policy = Policy(
-        str(folder) if folder and not config.lora else start,
+        str(folder) if folder and not config.lora else cli.model_path(model),
         device=device,
         max_length=config.max_length,
         dtype=dtype,
         load_device="cpu" if is_sharded else None,
-        weights_dtype=dtype if config.lora else None,
+        weights_dtype=None if learns and not config.lora else dtype,
     )
-    if config.fixed_design is None:
+    if "designer" in roles and config.fixed_design is None:
         check_designer_prompt(policy, questions)
     # The engine comes first: the learner divides the weights.
     engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
@@ -191,6 +201,8 @@ def load(config, folder: pathlib.Path | None, device: str, questions: list[Quest
         policy.note, way = distributed.all_gather([(note, policy.way)])[0]
         set_way(policy, engine, way)
     torch.manual_seed(config.seed)
+    if not learns:
+        return engine, policy
     if config.lora:
         lora.add_adapter(policy, config.lora)
         if folder:
@@ -198,7 +210,7 @@ def load(config, folder: pathlib.Path | None, device: str, questions: list[Quest
             engine.update_weights(distributed.iterate_weights(policy.model, policy.dtype))
     if is_first_rank:
         check_saving(policy, pathlib.Path(config.out))
-    return policy, engine
+    return engine, policy
 
 
 def check_saving(policy: Policy, out: pathlib.Path) -> None:
@@ -211,11 +223,11 @@ def check_saving(policy: Policy, out: pathlib.Path) -> None:
         raise UserError(f"--model {policy.path}: cannot be saved in {out} ({problem})") from None
 
 
-def load_reference(config, policy: Policy) -> torch.nn.Module:
-    """The starting model, frozen: what --kl holds the policy to."""
+def load_reference(config, roles, policy: Policy) -> torch.nn.Module:
+    """The starting model of these roles, frozen: what --kl holds the policy to."""
     is_sharded = distributed.is_sharded(config)
     start = Policy(
-        cli.model_path(config.model),
+        cli.model_path(config.model_of(roles)),
         policy.device,
         dtype=policy.dtype,
         load_device="cpu" if is_sharded else None,  # whole, it may not fit beside the engine
@@ -241,8 +253,7 @@ def check_infrastructure(trees: list[Tree], trainer) -> None:
     All ranks stop together: one that left alone would keep the others waiting for hours. Raises
     EngineError.
     """
-    engines = [learner.engine for learner in trainer.learners]
-    failures = [engine.broken for engine in engines if getattr(engine, "broken", "")]
+    failures = [engine.broken for engine in trainer.engines if getattr(engine, "broken", "")]
     executions = [execution for tree in trees for _, execution in tree.pairs()]
     if not distributed.all_reduce_max(float(any(e.valid for e in executions))):
         why = executions[0].detail
@@ -262,15 +273,21 @@ def go_on(out: pathlib.Path) -> str:
 def describe(trainer, sandbox) -> str:
     """The run's first line."""
     why_not = "".join(f" (not {level}: {why})" for level, why in sandbox.why_not.items())
-    policy = trainer.executor.policy
+    policy = trainer.learners[0].policy
     parameters = list(policy.model.parameters())
     num_parameters = sum(p.numel() for p in parameters)
     num_trained = sum(p.numel() for p in parameters if p.requires_grad)
     size = f"{num_parameters / 1e6:.2f}M parameters"
+    players = ""
+    if len(trainer.config.players) > 1:
+        for roles, model in trainer.config.players.items():
+            frozen = "" if trainer.config.learns(roles) else " (frozen)"
+            players += f"{roles[0]} {model}{frozen}, "
     if trainer.config.lora:
         size += f", {num_trained / 1e6:.2f}M of them an adapter's"
     return (
-        f"sandbox {sandbox.level}{why_not}, {distributed.world_size()} rank(s) on {policy.device}, "
+        f"{players}sandbox {sandbox.level}{why_not}, "
+        f"{distributed.world_size()} rank(s) on {policy.device}, "
         f"{size}, {len(trainer.questions)} training and "
         f"{len(trainer.heldout_questions)} held-out questions; {policy.note}"
     )
@@ -368,9 +385,8 @@ def check(config, world: int) -> None:
         raise UserError("--designs 1 --stage designer: a group of one design teaches nothing")
     if config.stage != "designer" and config.executor_group == "design" and config.executions == 1:
         raise UserError("--executor-group design --executions 1: a group of one teaches nothing")
-    if config.policies == "two" and (config.engine != "hf" or config.shard):
-        raise UserError("--policies two: works with --engine hf and without --shard")
-    if not config.model:
+    check_players(config)
+    if not config.model and len(config.players) == 1:
         raise UserError(
             "--model is missing: the folder of a cold-started Qwen3-8B. To make one: python sft.py "
             "--collect --teacher MODEL --tasks paper --out F, then python sft.py --model "
@@ -379,14 +395,32 @@ def check(config, world: int) -> None:
         )
     if config.lora and config.shard:
         raise UserError("--lora --shard: an adapter is small; without --shard, each GPU has it all")
-    if config.lora and lora.base_of(cli.model_path(config.model)) != cli.model_path(config.model):
-        raise UserError(lora.refusal(config.model))
+    for roles, model in config.players.items():
+        path = cli.model_path(model)
+        if config.lora and config.learns(roles) and lora.base_of(path) != path:
+            raise UserError(lora.refusal(model))
     if config.questions % world:
         next_multiple = -(-config.questions // world) * world
         raise UserError(
             f"--questions {config.questions} does not divide by the {world} ranks; "
             f"try {next_multiple}"
         )
+
+
+def check_players(config) -> None:
+    """Raises UserError."""
+    local = [model for model in config.players.values() if not is_server(model)]
+    if len(local) == 2 and (config.engine != "hf" or config.shard):
+        raise UserError(
+            "--designer, --executor: two models in one process work with --engine hf and without "
+            "--shard"
+        )
+    if is_server(config.model):
+        raise UserError("--model: a server learns nothing; name it as --designer or --executor")
+    for roles, model in config.players.items():
+        if is_server(model) and config.learns(roles):
+            other = "designer" if roles[0] == "executor" else "executor"
+            raise UserError(f"--{roles[0]} {model}: a server learns nothing; add --stage {other}")
 
 
 def open_folder(config, rank: int) -> pathlib.Path:

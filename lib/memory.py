@@ -21,9 +21,9 @@ Test: `pytest tests/test_memory.py`. Read next: ../docs/scale.md.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from config import EXECUTION_TOKENS
+from config import EXECUTION_TOKENS, is_server
 from lib import cli
 from lib.errors import UserError
 from lib.lora import base_of
@@ -118,6 +118,8 @@ class Plan:
     shape: Shape
     ranks: int
     gpu_bytes: float
+    other: Shape | None = None  # of the other role's model, if it has one in this process
+    other_learns: bool = False
 
     @property
     def bf16(self) -> bool:
@@ -164,9 +166,20 @@ def state_bytes(plan: Plan) -> dict[str, float]:
         "weights": weights,
         "moments": moments,
         "reference model": low_precision / plan.sharers if config.kl else 0,
-        "the other role's policy": weights + moments if config.policies == "two" else 0,
+        "the other role's model": other_bytes(plan),
         "context": CONTEXT + (VLLM_ASLEEP if config.engine == "vllm" else 0),
     }
+
+
+def other_bytes(plan: Plan) -> float:
+    """Weights, and moments if it learns, of the other role's model."""
+    if plan.other is None:
+        return 0
+    frozen = (2 if plan.bf16 else 4) * plan.other.parameters
+    if not plan.other_learns:
+        return frozen
+    lora = plan.config.lora
+    return frozen + 12 * plan.other.adapter(lora) if lora else 12 * plan.other.parameters
 
 
 def update_bytes(plan: Plan) -> dict[str, float]:
@@ -204,7 +217,9 @@ def sampling_bytes(plan: Plan) -> dict[str, float]:
         return {**state, "vllm": config.gpu_memory * plan.gpu_bytes}
     weight_copies = 0
     if plan.bf16:
-        weight_copies = 2 * P * (2 if config.policies == "two" else 1)
+        weight_copies = 2 * P
+        if plan.other_learns:  # what is frozen is in low precision already
+            weight_copies += 2 * plan.other.parameters
     elif plan.sharers > 1:
         weight_copies = 4 * P
     cache = HF_BATCH * plan.max_length * cache_bytes(plan.shape, plan.bf16)
@@ -257,8 +272,13 @@ def parse_gpus(text: str) -> tuple[int, float]:
 def report(config) -> str:
     """What `train.py --dry-run GPUSxGB` prints. Raises UserError."""
     ranks, gpu_gb = parse_gpus(config.dry_run)
-    model = config.model or "Qwen/Qwen3-8B"
+    # The one that learns first.
+    local = {roles: model for roles, model in config.players.items() if not is_server(model)}
+    (_, model), *others = sorted(local.items(), key=lambda item: not config.learns(item[0]))
+    model = model or "Qwen/Qwen3-8B"
     plan = Plan(config, shape_of(model), ranks, gpu_gb * VISIBLE * GB)
+    for roles, other in others:
+        plan = replace(plan, other=shape_of(other), other_learns=config.learns(roles))
     Q, M, N = config.questions, config.designs, config.executions
     execution_tokens = min(config.max_calls * config.reply_tokens, EXECUTION_TOKENS)
     tokens = Q * M * (config.design_tokens + N * execution_tokens)

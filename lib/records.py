@@ -55,7 +55,7 @@ class Records:
             from viewer.pages import episode
 
             q = step % len(trees)
-            policies = trainer.executor.policy, trainer.designer.policy
+            policies = [trainer.players[role][1] for role in ("executor", "designer")]
             advantages = designer_adv_Q_M[q], executor_adv_Q_M_N[q]
             self.episode = episode(step, trees[q], *advantages, *policies)
             rewards = [e.reward for _, e in trees[q].pairs() if e.valid]

@@ -7,6 +7,8 @@ import pathlib
 import shutil
 import signal
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -153,3 +155,72 @@ def grow(
             return await rollout.rollout(questions, num_designs, num_executions, seed, fixed_design)
 
     return asyncio.run(go())
+
+
+@pytest.fixture
+def server():
+    """A chat API on loopback that answers as `behave(messages, number of the request)` says: a
+    text, a status, raw bytes, or None: never."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.reply(200, json.dumps({"object": "list", "data": [{"id": "m"}]}).encode())
+
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                seen.append(request)
+                number = len(seen)
+            answer = state["behave"](request["messages"], number)
+            status, body = 200, answer
+            if answer is None:
+                stop.wait(5)
+                return
+            if isinstance(answer, int):
+                status, body = (
+                    answer,
+                    json.dumps({"error": {"message": state.get("message", "no")}}).encode(),
+                )
+            elif isinstance(answer, str):
+                body = json.dumps(
+                    {
+                        "id": "1",
+                        "object": "chat.completion",
+                        "created": 1,
+                        "model": "m",
+                        "usage": {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8},
+                        "choices": [
+                            {
+                                "index": 0,
+                                "finish_reason": "stop",
+                                "message": {"role": "assistant", "content": answer},
+                            }
+                        ],
+                    }
+                ).encode()
+            self.reply(status, body)
+
+        def reply(self, status, body):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    seen, state, lock, stop = (
+        [],
+        {"behave": lambda messages, number: "hi"},
+        threading.Lock(),
+        threading.Event(),
+    )
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    state.update(url=f"http://127.0.0.1:{httpd.server_port}/v1", seen=seen)
+    yield state
+    stop.set()
+    httpd.shutdown()
+    httpd.server_close()

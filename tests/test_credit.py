@@ -48,20 +48,9 @@ def test_a_design_without_a_valid_execution_takes_no_part():
     close(designer_advantages(rewards, valid), [[0.707106, 0.0, -0.707106]])
 
 
-def test_what_a_design_is_credited_with():
+def test_a_design_is_credited_with_the_mean_of_its_executions():
     rewards = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]])
     close(designer_advantages(rewards), [[0.0, 0.999998, -0.999998]])  # r = (1/2, 1, 0), std 1/2
-    # r = (1, 1, 0), std sqrt(1/3)
-    single = designer_advantages(rewards, credit="single")
-    close(single, [[0.577349, 0.577349, -1.154699]])
-    # Executions: half a point from the mean, std sqrt(0.3).
-    close(designer_advantages(rewards, credit="shared"), [[0.0, 0.912869, -0.912869]])
-    # The second has no first execution.
-    valid = torch.tensor([[[True, False], [False, True], [True, True]]])
-    single = designer_advantages(rewards, valid, credit="single")
-    close(single, [[0.707106, 0.0, -0.707106]])
-    with pytest.raises(ValueError, match="credit"):
-        designer_advantages(rewards, credit="all")
 
 
 @pytest.mark.parametrize(

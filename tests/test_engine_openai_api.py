@@ -5,10 +5,8 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import QUESTION, ROOT
@@ -21,69 +19,6 @@ from rollout import Rollout
 from sandbox import Sandbox
 
 SCRIPT = 'submit(Agent("a", "i")(question))'
-
-
-@pytest.fixture
-def server():
-    """A chat API on loopback that answers as `behave(messages, number of the request)` says: a
-    text, a status, raw bytes, or None: never."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                seen.append(request)
-                number = len(seen)
-            answer = state["behave"](request["messages"], number)
-            status, body = 200, answer
-            if answer is None:
-                stop.wait(5)
-                return
-            if isinstance(answer, int):
-                status, body = (
-                    answer,
-                    json.dumps({"error": {"message": state.get("message", "no")}}).encode(),
-                )
-            elif isinstance(answer, str):
-                body = json.dumps(
-                    {
-                        "id": "1",
-                        "object": "chat.completion",
-                        "created": 1,
-                        "model": "m",
-                        "usage": {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8},
-                        "choices": [
-                            {
-                                "index": 0,
-                                "finish_reason": "stop",
-                                "message": {"role": "assistant", "content": answer},
-                            }
-                        ],
-                    }
-                ).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    seen, state, lock, stop = (
-        [],
-        {"behave": lambda messages, number: "hi"},
-        threading.Lock(),
-        threading.Event(),
-    )
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    state.update(url=f"http://127.0.0.1:{httpd.server_port}/v1", seen=seen)
-    yield state
-    stop.set()
-    httpd.shutdown()
-    httpd.server_close()
 
 
 def sample(server, **settings):

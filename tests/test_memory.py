@@ -208,10 +208,23 @@ def test_a_wrong_number_of_gpus_is_an_error(text):
         memory.parse_gpus(text)
 
 
-def test_a_second_policy_costs_its_weights_and_moments():
+def test_a_second_model_costs_its_weights_and_if_it_learns_its_moments():
     """And while sampling, the engine's copy in bf16."""
     shared = plan(Config(model="Qwen/Qwen3-0.6B"), "1x80")
-    two = replace(shared, config=replace(shared.config, policies="two"))
-    for parts, extra in ((memory.update_bytes, 12), (memory.sampling_bytes, 14)):
-        difference = sum(parts(two).values()) - sum(parts(shared).values())
+    learning = replace(shared, other=shared.shape, other_learns=True)
+    frozen = replace(shared, other=shared.shape)
+    for other, parts, extra in (
+        (learning, memory.update_bytes, 12),
+        (learning, memory.sampling_bytes, 14),
+        (frozen, memory.update_bytes, 2),
+        (frozen, memory.sampling_bytes, 2),
+    ):
+        difference = sum(parts(other).values()) - sum(parts(shared).values())
         assert difference == extra * shared.shape.parameters
+
+
+def test_a_server_costs_nothing_here():
+    alone = memory.report(Config(dry_run="1x80"))
+    flags = {"executor": "http://127.0.0.1:1/v1", "stage": "designer"}
+    assert memory.report(Config(dry_run="1x80", **flags)) == alone
+    assert memory.report(Config(dry_run="1x80", designer="Qwen/Qwen3-0.6B")) != alone

@@ -168,7 +168,7 @@ def test_the_reference_is_computed_as_the_policy_is(zoo):
     """At the start the KL term is 0, also where the fast way would be wrong."""
     policy, _ = check(zoo / "gpt-oss")
     config = Config(model=policy.path, kl=1.0)
-    reference = launch.load_reference(config, policy)
+    reference = launch.load_reference(config, {"executor"}, policy)
     sample = Sample(tuple(range(10, 90)), (7, 8), (0.0, 0.0), 1.0, "executor")
     batch = collate([sample], policy.pad_id)
     with torch.no_grad():

@@ -76,7 +76,8 @@ def test_killed_and_resumed_equals_straight(straight, tmp_path):
 def test_two_policies(tmp_path):
     """Each role's weights move in its own phases and stay bit for bit in the other's; a resumed run
     is the straight one."""
-    flags = ("--policies", "two", "--save-every", 1, "--phase-steps", 1, *ARITHMETIC)
+    flags = ("--save-every", 1, "--phase-steps", 1, "--tasks", "arithmetic")
+    flags += ("--designer", "tiny/arithmetic", "--executor", "tiny/arithmetic")
     out = tmp_path / "resumed"
     straight = start("--steps", 3, "--out", tmp_path / "straight", *flags)
     folders = {"executor": "checkpoint", "designer": "checkpoint/designer"}
@@ -145,7 +146,7 @@ def test_an_engine_that_fails_in_mid_rollout_spoils_that_batch_alone(tmp_path, m
     """The second batch of the second step runs out of memory: what was in it is left out and
     counted, and the run goes on."""
     trainer, batches = small_trainer(tmp_path), []
-    trainer.executor.engine.max_batch = 4
+    trainer.engines[0].max_batch = 4
 
     def fails(policy, requests, model):
         batches.append(trainer.step)

@@ -53,7 +53,7 @@ def test_two_ranks_equal_one(two, tmp_path):
 
 def test_two_policies_on_two_ranks_equal_those_on_one(tmp_path):
     for name, launcher in (("one", ()), ("two", TWO)):
-        train_run(*EXACT, "--policies", "two", "--out", tmp_path / name, launcher=launcher)
+        train_run(*EXACT, "--designer", "tiny", "--out", tmp_path / name, launcher=launcher)
     for folder in ("checkpoint", "checkpoint/designer"):
         one, two = weights(tmp_path / "one", folder), weights(tmp_path / "two", folder)
         assert largest_difference(one, two) < 1e-6
