@@ -13,6 +13,8 @@ from typing import Literal
 EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
 FINAL_LR = 0.3  # of the learning rate, at the end of a cosine; the original's
 
+BY_HAND = "hand:"  # before the name of a design by hand, in --designer
+
 
 def is_server(model: str) -> bool:
     """Whether a role is played by a server, and not by a model in this process."""
@@ -26,13 +28,17 @@ class Config:
     repository; paper has none, as it begins at a cold start that sft.py makes."""
     designer: str | None = None
     """A model of its own for the designer role: it learns from its designs alone, or stays frozen
-    with --stage executor."""
+    with --stage executor. Or hand:NAME, then too: a design by hand (single, coder, vote ...)."""
     executor: str | None = None
-    """The same for the executor role, frozen with --stage designer. Either may be the URL of a
-    server with the OpenAI chat API, http://HOST:8000/v1 or .../v1#MODEL, which never learns."""
+    """A model of its own for the executor role, frozen with --stage designer. Either may be the URL
+    of a server with the OpenAI chat API, which never learns: http://HOST:8000/v1, or with #MODEL
+    behind it."""
     tasks: str = "registry"
     """Training sets: names, rg:GENERATOR or paths, with optional weights (polaris:0.5,apps:0.5).
     -NAME drops questions that are also in the set NAME, if only nearly."""
+    plugin: str | None = None
+    """A Python file of your own that changes the method: reward, questions, tools, blocks, prompt,
+    advantages, loss, learning rate (lib/plugins.py)."""
     preset: Literal["tiny", "one-gpu", "paper"] = "tiny"
     """Defaults of all flags. tiny: two CPU cores. one-gpu: a LoRA adapter of Qwen3-1.7B on a GPU of
     24 GB. paper: Qwen3-8B on eight GPUs of 80 GB, with the paper's numbers where there is a flag
@@ -59,9 +65,6 @@ class Config:
     ends higher than in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
     executor_group: Literal["question", "design"] = "question"  # group of an execution
-    fixed_design: str | None = None
-    """Hand-written design (single, coder ...) under which to train only the executor; goes with
-    --stage executor."""
 
     # Update
     lr: float = 5e-4  # learning rate of AdamW, after the warm-up
@@ -130,6 +133,8 @@ class Config:
         >>> Config(executor="http://host/v1").players
         {('executor',): 'http://host/v1', ('designer',): 'tiny'}
         """
+        if self.design_by_hand is not None:
+            return {("executor",): self.model_of(("executor",))}
         if self.designer is None and self.executor is None:
             return {("executor", "designer"): self.model}
         return {(role,): self.model_of((role,)) for role in ("executor", "designer")}
@@ -138,6 +143,13 @@ class Config:
         """The model that plays these roles."""
         own = [getattr(self, role) for role in roles if getattr(self, role)]
         return own[0] if own else self.model
+
+    @property
+    def design_by_hand(self) -> str | None:
+        """The name of the design, if --designer names one."""
+        if self.designer is None or not self.designer.startswith(BY_HAND):
+            return None
+        return self.designer.removeprefix(BY_HAND)
 
     def learns(self, roles: tuple[str, ...]) -> bool:
         """Whether any of the roles ever learns."""

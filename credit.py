@@ -111,10 +111,13 @@ def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question"):
     return advantages_G_S.reshape(Q, M, N).float()
 
 
-def policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip=(0.2, 0.2), dual_clip=None):
+def policy_loss(
+    logprobs_K, old_logprobs_K, advantages_K, clip=(0.2, 0.2), dual_clip=None, lengths=None
+):
     """The clipped loss of each token, and statistics as sums over tokens.
 
-    dual_clip c > 1 bounds the loss of a negative advantage A at -c A.
+    dual_clip c > 1 bounds the loss of a negative advantage A at -c A. lengths, the tokens of each
+    completion, is for losses of whole sequences; this one has no use for it.
 
     >>> new, old = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()  # ratio 2
     >>> policy_loss(new, old, torch.tensor([1.0]))[0]  # clipped at 1.2

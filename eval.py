@@ -45,10 +45,10 @@ from designer import FIXED_DESIGNS
 from engines import open_engine
 from engines.openai_api import ChatEngine, open_server
 from executor import Runtime
-from lib import cli
+from lib import cli, plugins
 from lib.answers import committed_answer
 from lib.cli import log
-from lib.errors import SandboxError, UserError
+from lib.errors import InfrastructureError, UserError
 from lib.files import atomic_write
 from lib.metrics import eval_score, unique_name
 from lib.model_check import check_model
@@ -86,6 +86,7 @@ class Config:
     """Sampled tokens per question for self-consistency; 0: as many as metaagent used."""
     limit: int = 100  # max questions per set
     data_dir: str | None = None  # folder with local files of the published sets
+    plugin: str | None = None  # Python file of your own: questions, tools, blocks, prompt, reward
     out: str | None = None  # folder for results.json and results.md
 
     # One question
@@ -329,7 +330,7 @@ async def ask(config: Config, rollout: Rollout) -> None:
     """Ask one question and show its tree: in the terminal, and as a page with --html."""
     from viewer import pages
 
-    question = Question("asked", config.ask, config.gold)
+    question = tasks.with_tools(Question("asked", config.ask, config.gold))
     seed = (config.seed, "ask")
     (tree,) = await rollout.rollout([question], config.designs, config.executions, seed)
     advantages = None, None
@@ -434,13 +435,14 @@ def open_folder(config: Config, out: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     config = cli.flags(Config, argv, "Evaluate a model as designer and executor of MAS.")
+    plugins.load(config.plugin)
     check(config)
     out = pathlib.Path(config.out) if config.out else None
     if out:
         open_folder(config, out)
     try:
         results = asyncio.run(run(config))
-    except SandboxError as error:
+    except InfrastructureError as error:
         raise UserError(str(error)) from None
     if not results:
         return

@@ -25,15 +25,14 @@ from typing import Callable
 from data_types import Ask, Budget, Call, Completion, Design, Execution, Question, seed_of
 from lib.answers import committed_answer
 from lib.errors import (
-    EngineError,
+    InfrastructureError,
     InvalidScript,
     OverBudget,
     PromptTooLong,
     ProtocolError,
-    SandboxError,
 )
 from lib.messages import parse_asks
-from lib.tools import TOOL_HELP, parse_tool_call, run_tool
+from lib.tools import TOOLS, parse_tool_call, run_tool
 from lib.votes import group_answers
 from sandbox import Limits, Outcome, Sandbox
 
@@ -42,6 +41,8 @@ ANSWER_FORMAT = {
     "rg": "Put your final answer in \\boxed{}.",
     "code": "Put your final program into a ```solution block.",
 }
+
+MORE_BLOCKS = []  # source code of a plug-in's blocks (lib/plugins.py)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Executor:
             return self.execution("crashed", str(error))
         except TimeoutError:
             return self.execution("timeout", f"longer than {self.budget.seconds} s")
-        except (SandboxError, EngineError) as error:
+        except InfrastructureError as error:
             return self.execution("infra_error", str(error))
         if submitted is None:
             return self.execution(*self.why_no_answer(outcome))
@@ -116,6 +117,7 @@ class Executor:
         seconds = self.budget.script_seconds  # its clock stands still while it waits for replies
         limits = Limits(wall=seconds, cpu=seconds, scratch=0)
         variables = {"question": self.question.prompt}
+        script = "\n\n".join([*MORE_BLOCKS, script])
         session = await self.runtime.sandbox.talk(script, variables, limits)
         ended_by_itself = False
         try:
@@ -230,7 +232,7 @@ def agent_messages(ask: Ask, history: list[dict], kind: str = "math") -> list[di
     The question is in ask.text, if the script passed it on.
     """
     lines = [ask.instructions, ANSWER_FORMAT[kind]]
-    lines += [TOOL_HELP[tool] for tool in TOOL_HELP if tool in ask.tools]
+    lines += [tool.help for name, tool in TOOLS.items() if name in ask.tools]
     if ask.tools:
         lines.append("When you know the answer, reply without such a block.")
     system = {"role": "system", "content": "\n".join(lines)}

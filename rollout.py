@@ -15,11 +15,11 @@ from typing import Callable
 
 import torch
 
+import tasks
 from data_types import Design, Execution, Question, Tree
 from designer import sample_design
 from executor import Executor, Runtime
-from lib.errors import EngineError, SandboxError
-from tasks import grade, grade_code_answer
+from lib.errors import EngineError, InfrastructureError
 
 
 class Rollout:
@@ -87,16 +87,12 @@ class Rollout:
             return execution  # reward 0; the status says why there is no answer
         try:
             return replace(execution, reward=await self.grade(question, execution.answer))
-        except SandboxError as error:
+        except InfrastructureError as error:
             return replace(execution, status="infra_error", detail=str(error))
 
     async def grade(self, question: Question, answer: str) -> float:
-        """The reward of a submitted answer, 0 to 1. Raises SandboxError."""
-        if question.kind == "code":
-            sandbox = self.runtime.sandbox
-            return await grade_code_answer(sandbox, question, answer, self.stop_at_failure)
-        # In a thread: checking an expression may take seconds, and nothing else waits for it.
-        return await asyncio.to_thread(grade, question, answer)
+        """The reward of a submitted answer, 0 to 1. Raises InfrastructureError."""
+        return await tasks.reward(question, answer, self.runtime.sandbox, self.stop_at_failure)
 
 
 def stack_rewards(trees: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,15 +27,15 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
+import designer
 import tasks
 from data_types import Budget, Sample, Tree
-from designer import designer_messages
 from engines import open_engine
 from engines.hf import HFEngine
 from executor import Runtime
-from lib import cli, lora
+from lib import cli, lora, plugins
 from lib.cli import log
-from lib.errors import SandboxError, UserError
+from lib.errors import InfrastructureError, UserError
 from lib.files import atomic_write, complete_lines, read_jsonl
 from lib.metrics import unique_name
 from lib.model_check import check_model
@@ -71,6 +71,7 @@ class Config:
     design_tokens: int = 1024  # max new tokens per design
     reply_tokens: int = 1024  # max new tokens per reply
     data_dir: str | None = None  # folder with local files of the published sets
+    plugin: str | None = None  # Python file of your own: questions, tools, blocks, prompt, reward
     engine: Literal["hf", "vllm"] = "hf"  # what samples from a model in this process
 
     # Fine-tuning
@@ -271,7 +272,7 @@ def samples_to_keep(config: Config, tree: Tree) -> list[dict]:
     for design, execution in tree.pairs():
         if execution.reward != 1.0:
             continue
-        samples = [("designer", designer_messages(tree.question), design.text)]
+        samples = [("designer", designer.designer_messages(tree.question), design.text)]
         for call in execution.calls:
             samples.append(("executor", list(call.messages), call.text))
         for role, messages, completion in samples:
@@ -389,12 +390,13 @@ def main(argv: list[str]) -> None:
     config = cli.flags(Config, argv, "Cold start: fine-tune on samples, or collect them.")
     check(config)
     cli.share_cores()
+    plugins.load(config.plugin)
     out = pathlib.Path(config.out)
     if config.collect:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             count = asyncio.run(collect(config, out))
-        except SandboxError as error:
+        except InfrastructureError as error:
             raise UserError(str(error)) from None
         log.info(f"{out}: {count} samples of {config.questions} questions")
     elif config.data or config.scripted:

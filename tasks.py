@@ -12,6 +12,7 @@ No hint about the answer ("an integer 0..999") is added to any prompt (trap 15).
 Test: `pytest tests/test_tasks.py`. Read next: eval.py.
 """
 
+import asyncio
 import hashlib
 import itertools
 import os
@@ -38,6 +39,17 @@ def grade(question: Question, text: str) -> float:
     return grade_rg(question, text) if question.kind == "rg" else grade_math(question.answer, text)
 
 
+async def reward(question: Question, text: str, sandbox, stop_at_failure: bool = False) -> float:
+    """The reward of an answer to any question, 0.0 to 1.0. Raises SandboxError.
+
+    stop_at_failure: of a program's tests, the others are left out.
+    """
+    if question.kind == "code":
+        return await grade_code_answer(sandbox, question, text, stop_at_failure)
+    # In a thread: checking an expression may take seconds, and nothing else waits for it.
+    return await asyncio.to_thread(grade, question, text)
+
+
 async def grade_code_answer(sandbox, question: Question, text: str, stop_at_failure: bool) -> float:
     """The fraction of the tests that the answer's program passes. Raises SandboxError."""
     from benchmarks.code_grading import grade_program
@@ -53,8 +65,8 @@ BENCHMARKS = (  # benchmarks/datasets.py
     *("humaneval", "mbpp", "livecodebench", "apps", "codecontests"),
 )
 WORLDS = {"registry": registry, "arithmetic": arithmetic}  # made from a seed
-NAMES = (*WORLDS, *BENCHMARKS)
 MIXTURES = {"paper": "polaris:0.5,apps@introductory:0.35,codecontests:0.15"}
+MORE_TOOLS = []  # of a plug-in (lib/plugins.py)
 TRAINING_TESTS = 20  # tests of a code question in training; an evaluation runs all
 MAX_GENERATED = 3000  # questions of a reasoning-gym generator
 
@@ -96,7 +108,12 @@ def load(spec: str, split="heldout", seed=0, size=1000, data_dir: str | None = N
         sets = without(sets, name, seed, data_dir)
     if split == "train" and any(weight for _, weight in included):
         sets = in_proportion(sets, weights)
-    return interleave(sets)
+    return [with_tools(question) for question in interleave(sets)]
+
+
+def with_tools(question: Question) -> Question:
+    """Every question offers a plug-in's tools."""
+    return replace(question, tools=(*question.tools, *MORE_TOOLS))
 
 
 def in_proportion(sets: list[list], weights: list[float]) -> list[list]:
@@ -133,7 +150,7 @@ def parse_spec(spec: str) -> tuple[list[tuple[str, float | None]], list[str]]:
         if weight is not None and weight <= 0:
             raise UserError(f"--tasks {item}: the weight must be a positive number")
         is_file = name.endswith(".jsonl") or os.sep in name
-        is_known = name.split("@")[0] in NAMES or is_file
+        is_known = name.split("@")[0] in (*WORLDS, *BENCHMARKS) or is_file
         in_generators = name.startswith("rg:") or (in_generators and not is_known)
         if in_generators and not name.startswith("rg:"):
             name = "rg:" + name
@@ -152,7 +169,7 @@ def load_set(name: str, split: str, seed: int, size: int, data_dir: str | None) 
     if name.split("@")[0] in BENCHMARKS:
         return load_benchmark(name, split, seed, size, data_dir)
     if not (os.path.exists(name) or name.endswith(".jsonl") or os.sep in name):
-        names = ", ".join(NAMES)
+        names = ", ".join((*WORLDS, *BENCHMARKS))
         raise UserError(
             f"--tasks {name}: unknown; one of {names}, rg:GENERATOR, or a path to a .jsonl file"
         )

@@ -18,16 +18,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import credit
 import tasks
 from config import PRESETS, Config
-from credit import (
-    designer_advantages,
-    executor_advantages,
-    importance_weights,
-    kl_penalty,
-    policy_loss,
-    trained_roles,
-)
 from data_types import Question, Sample, Tree
 from designer import FIXED_DESIGNS
 from executor import Runtime
@@ -124,15 +117,20 @@ class Learner:
         old_logprobs_K, importance_K = sampler_logprobs_K, 1.0
         if cap := config.importance_cap:
             old_logprobs_K = policy_logprobs_K
-            importance_K = importance_weights(policy_logprobs_K, sampler_logprobs_K, cap)
-        loss_K, loss_stats = policy_loss(
-            logprobs_K, old_logprobs_K, advantages_K, config.clip, config.dual_clip or None
+            importance_K = credit.importance_weights(policy_logprobs_K, sampler_logprobs_K, cap)
+        loss_K, loss_stats = credit.policy_loss(
+            logprobs_K,
+            old_logprobs_K,
+            advantages_K,
+            config.clip,
+            config.dual_clip or None,
+            [len(sample.completion_ids) for sample in micro_batch.samples],
         )
         loss_K = loss_K * importance_K
         if config.kl:
             with torch.no_grad():
                 reference_logprobs_K, _ = self.reference_model(batch)
-            loss_K = loss_K + config.kl * kl_penalty(logprobs_K, reference_logprobs_K)
+            loss_K = loss_K + config.kl * credit.kl_penalty(logprobs_K, reference_logprobs_K)
 
         # The ranks' gradients are averaged; multiplying by their number makes that a sum.
         loss = (loss_K * weights_K).sum() / minibatch.num_tokens
@@ -172,7 +170,7 @@ class Trainer:
                 self.learners.append(learner)
                 if folders[roles]:
                     self.step = checkpoint.restore(checkpoint.read(folders[roles]), learner)
-        self.fixed_design = FIXED_DESIGNS.get(config.fixed_design)
+        self.fixed_design = FIXED_DESIGNS.get(config.design_by_hand)
         self.shown = read_shapes(config.designer or config.model)
         self.engines = list(dict.fromkeys(engine for engine, _ in self.players.values()))
         self.clock = metrics.Clock(self.engines)
@@ -181,7 +179,7 @@ class Trainer:
     async def train_step(self, step: int) -> dict:
         """One step of the algorithm: roll out, assign credit, update."""
         config = self.config
-        roles = trained_roles(step, config.stage, config.phase_steps)
+        roles = credit.trained_roles(step, config.stage, config.phase_steps)
 
         trees = await self.grow(self.questions_of_step(step), step)
         num_replaced = await replace_ties(trees, self, step) if config.resample else 0
@@ -189,8 +187,8 @@ class Trainer:
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
         launch.check_infrastructure(trees, self)
 
-        designer_adv_Q_M = designer_advantages(rewards_Q_M_N, valid_Q_M_N)
-        executor_adv_Q_M_N = executor_advantages(
+        designer_adv_Q_M = credit.designer_advantages(rewards_Q_M_N, valid_Q_M_N)
+        executor_adv_Q_M_N = credit.executor_advantages(
             rewards_Q_M_N, valid_Q_M_N, group=config.executor_group
         )
         advantages = designer_adv_Q_M, executor_adv_Q_M_N
@@ -242,7 +240,7 @@ class Trainer:
         budget = launch.execution_budget(config)
         self.rollout = Rollout(
             Runtime(*self.players["executor"], sandbox, budget),
-            designer=self.players["designer"],
+            designer=self.players.get("designer"),
             design_tokens=config.design_tokens,
         )
         await self.evaluate_if_due()  # before the first step, or where a resumed run was stopped

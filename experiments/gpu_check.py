@@ -503,7 +503,7 @@ def check_one_gpu(is_tiny: bool, sandbox: str) -> dict:
         clear()
         flags = ["--preset", "one-gpu", "--model", str(model), "--engine", engine]
         flags += ["--tasks", "registry", "--eval-size", "1", "--eval-every", "0", "--kl", "0.001"]
-        flags += ["--stage", "executor", "--fixed-design", "vote", "--max-length", str(length)]
+        flags += ["--stage", "executor", "--designer", "hand:vote", "--max-length", str(length)]
         flags += ["--questions", questions, "--design-tokens", tokens, "--reply-tokens", tokens]
         with PeakMemory() as memory_used:
             rows = train(out, *flags, "--steps", "2", "--sandbox", sandbox)

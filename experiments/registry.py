@@ -46,12 +46,12 @@ ARMS = {
     "two policies": "--executor tiny",
     "two policies, coupled": "--executor tiny --stage both",
     # As many tokens as stagewise.
-    "coder agent": f"--fixed-design coder {AGENT} --steps 130",  # one agent with the tool
+    "coder agent": f"--designer hand:coder {AGENT} --steps 130",  # one agent with the tool
     # When does a system of agents help? Shorter replies.
     "stagewise, 24 tokens": "--reply-tokens 24",
     "stagewise, 12 tokens": "--reply-tokens 12",
-    "coder agent, 24 tokens": f"--fixed-design coder {AGENT} --steps 130 --reply-tokens 24",
-    "coder agent, 12 tokens": f"--fixed-design coder {AGENT} --steps 130 --reply-tokens 12",
+    "coder agent, 24 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 24",
+    "coder agent, 12 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 12",
 }
 DERIVED = {"trained": ("stagewise",), "voted": ("stagewise", "coder agent")}  # -> what they need
 TEMPERATURES = {0: "temperature 0", 1: "temperature 1"}

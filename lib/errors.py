@@ -16,12 +16,20 @@ class ProtocolError(ValueError):
     """A script sent something that is not a message, or too many."""
 
 
-class EngineError(RuntimeError):
-    """The engine failed: executions that waited for it end as infra_error."""
+class InfrastructureError(RuntimeError):
+    """Neither the model nor its script is to blame: the execution ends as infra_error."""
 
 
-class SandboxError(RuntimeError):
-    """The sandbox itself failed, not the code in it: the execution ends as infra_error."""
+class EngineError(InfrastructureError):
+    """The engine failed."""
+
+
+class SandboxError(InfrastructureError):
+    """The sandbox itself failed, not the code in it."""
+
+
+class PluginError(InfrastructureError):
+    """A plug-in's reward failed, or a tool of it that runs in the trainer."""
 
 
 class OverBudget(Exception):

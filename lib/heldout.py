@@ -19,8 +19,8 @@ NUM_EXAMPLES = 5  # new designs that are written out
 async def evaluate_heldout(trainer) -> dict:
     """Answer the held-out questions at temperature 1 and at 0, once each. Metrics of all ranks.
 
-    The designs are the model's own, or --fixed-design. Before the first step and after the last the
-    same weights answer by every hand-written design of the set, too.
+    The designs are the model's own, or the one by hand. Before the first step and after the last
+    the same weights answer by every hand-written design of the set, too.
     """
     config = trainer.config
     is_end = trainer.step in (0, config.steps)

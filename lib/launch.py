@@ -23,9 +23,9 @@ from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
 from engines.openai_api import open_server
-from lib import checkpoint, cli, distributed, lora
+from lib import checkpoint, cli, distributed, lora, plugins
 from lib.cli import flag_name, log
-from lib.errors import EngineError, SandboxError, UserError
+from lib.errors import EngineError, InfrastructureError, UserError
 from lib.files import atomic_write, complete_lines
 from lib.model_check import check_designer_prompt, check_model
 from lib.ways import set_attention, set_way
@@ -68,12 +68,13 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
         torch.cuda.set_device(device)
     distributed.join(world, timeout_seconds=600 + 4 * EXECUTION_SECONDS)
     out = open_folder(config, rank)
+    plugins.load(config.plugin, out if rank == 0 else None)
     trainer = trainer_class(config, out, rank, device)
     if rank == 0:
         check_questions(out, trainer.questions + trainer.heldout_questions)
     try:
         asyncio.run(run(trainer))
-    except (SandboxError, EngineError) as error:
+    except InfrastructureError as error:
         raise UserError(str(error)) from None
     except torch.OutOfMemoryError as error:
         # With one optimizer step of one model, no weight has moved yet in this step of the run.
@@ -189,7 +190,7 @@ def load(
         load_device="cpu" if is_sharded else None,
         weights_dtype=None if learns and not config.lora else dtype,
     )
-    if "designer" in roles and config.fixed_design is None:
+    if "designer" in roles:
         check_designer_prompt(policy, questions)
     # The engine comes first: the learner divides the weights.
     engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
@@ -372,13 +373,12 @@ def check(config, world: int) -> None:
         raise UserError(f"--clip {config.clip[0]} {config.clip[1]}: must be positive numbers")
     if not 0 < config.gpu_memory < 1:
         raise UserError(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
-    if config.fixed_design is not None:
-        if config.fixed_design not in FIXED_DESIGNS or config.stage != "executor":
-            names = ", ".join(FIXED_DESIGNS)
-            raise UserError(
-                f"--fixed-design {config.fixed_design}: has to be one of {names}, "
-                "and needs --stage executor, as nobody designs"
-            )
+    by_hand = config.design_by_hand
+    if by_hand is not None and (by_hand not in FIXED_DESIGNS or config.stage != "executor"):
+        raise UserError(
+            f"--designer {config.designer}: has to be one of {', '.join(FIXED_DESIGNS)}, and needs "
+            "--stage executor, as nobody designs"
+        )
     if config.designs * config.executions == 1:
         raise UserError("--designs 1 --executions 1: a group of one teaches nothing")
     if config.stage == "designer" and config.designs == 1:

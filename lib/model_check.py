@@ -18,8 +18,8 @@ import random
 
 import torch
 
+import designer
 from data_types import Question, Sample
-from designer import designer_messages
 from lib.distributed import all_reduce_max
 from lib.errors import EngineError, PromptTooLong, UserError
 from lib.prefix_sharing import collate_rows, make_row
@@ -74,7 +74,7 @@ def check_weights(policy) -> None:
 
 def check_designer_prompt(policy, questions: list[Question]) -> None:
     """Refuse a context that not even the shortest of some questions leaves a token in."""
-    prompts = [policy.render(designer_messages(question)) for question in questions[:20]]
+    prompts = [policy.render(designer.designer_messages(question)) for question in questions[:20]]
     length = min(map(len, prompts), default=0)
     if length >= policy.max_length:
         raise UserError(

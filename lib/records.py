@@ -55,7 +55,8 @@ class Records:
             from viewer.pages import episode
 
             q = step % len(trees)
-            policies = [trainer.players[role][1] for role in ("executor", "designer")]
+            rollout = trainer.rollout
+            policies = rollout.runtime.policy, rollout.designer[1]
             advantages = designer_adv_Q_M[q], executor_adv_Q_M_N[q]
             self.episode = episode(step, trees[q], *advantages, *policies)
             rewards = [e.reward for _, e in trees[q].pairs() if e.valid]

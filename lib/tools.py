@@ -6,17 +6,13 @@ sandbox.
 Test: `pytest tests/test_executor.py`. Read next: answers.py.
 """
 
+from dataclasses import dataclass
+from typing import Callable
+
 from lib.answers import code_blocks
 from sandbox import Limits
 
 MAX_OUTPUT = 2000  # characters of a tool's output that an agent sees
-
-TOOL_HELP = {
-    "python": "You can run Python: reply with a ```python block and nothing after it, and you get "
-    "to see what it prints.",
-    "tests": "You can test a program on the question's examples: reply with it in a ```tests block "
-    "and nothing after it, and you get to see what passes.",
-}
 
 
 def parse_tool_call(text: str, tools: tuple[str, ...]) -> tuple[str, str] | None:
@@ -35,19 +31,18 @@ def parse_tool_call(text: str, tools: tuple[str, ...]) -> tuple[str, str] | None
 
 
 async def run_tool(name: str, code: str, question, sandbox, seconds: float) -> str:
-    """What the agent sees of its tool call. Raises SandboxError."""
-    if name == "python":
-        output = await run_python(code, sandbox, seconds)
-    elif name == "tests":
-        from benchmarks.code_grading import public_test_report
-
-        output = await public_test_report(sandbox, question.tests, code)
-    else:
-        raise ValueError(f"unknown tool {name!r}")
+    """What the agent sees of its tool call. Raises InfrastructureError."""
+    output = await TOOLS[name].run(code, question, sandbox, seconds)
     return output[:MAX_OUTPUT]
 
 
-async def run_python(code: str, sandbox, seconds: float) -> str:
+async def run_tests(code: str, question, sandbox, seconds: float) -> str:
+    from benchmarks.code_grading import public_test_report
+
+    return await public_test_report(sandbox, question.tests, code)
+
+
+async def run_python(code: str, question, sandbox, seconds: float) -> str:
     """What the code prints, and the last line of its error if it fails."""
     outcome = await sandbox.run(code, limits=Limits(wall=seconds, cpu=seconds))
     lines = []
@@ -57,3 +52,25 @@ async def run_python(code: str, sandbox, seconds: float) -> str:
         error_lines = outcome.stderr.strip().splitlines()
         lines.append(error_lines[-1] if error_lines else outcome.status)
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """run(code, question, sandbox, seconds) -> what the agent sees."""
+
+    help: str  # in the agent's prompt
+    run: Callable
+
+
+TOOLS = {
+    "python": Tool(
+        "You can run Python: reply with a ```python block and nothing after it, and you get to see "
+        "what it prints.",
+        run_python,
+    ),
+    "tests": Tool(
+        "You can test a program on the question's examples: reply with it in a ```tests block and "
+        "nothing after it, and you get to see what passes.",
+        run_tests,
+    ),
+}

@@ -27,8 +27,8 @@ lib/model_check
 benchmarks/code_grading
 benchmarks/datasets lib/tools lib/votes
 executor tasks
-rollout lib/launch tiny/teacher tiny/arithmetic/teacher
-lib/heldout sft viewer/pages
+rollout lib/plugins tiny/teacher tiny/arithmetic/teacher
+lib/heldout lib/launch sft viewer/pages
 lib/records viewer/serve viewer/screenshots tiny/build
 train eval
 experiments/claims experiments/gates

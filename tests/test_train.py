@@ -98,7 +98,7 @@ def test_two_policies(tmp_path):
 
 def test_the_executor_alone_under_a_fixed_design(tmp_path):
     """And killed between a checkpoint and its evaluation: a resumed run makes up for it."""
-    flags = ["--out", tmp_path, "--fixed-design", "coder", "--stage", "executor"]
+    flags = ["--out", tmp_path, "--designer", "hand:coder", "--stage", "executor"]
     flags += ["--eval-every", 1, *ARITHMETIC]
     train_run("--steps", 1, *flags)
     (row,) = lines(tmp_path)

@@ -25,8 +25,8 @@ Test: `pytest tests/test_registry.py`. Read next: build.py.
 
 import random
 
+import designer
 from data_types import Ask, Question
-from designer import designer_messages
 from executor import agent_messages, tool_messages
 from tiny.registry import (
     FACTS,
@@ -264,7 +264,7 @@ def play_designer(rng: random.Random) -> list[tuple]:
     asked = draw_from(rng, "train", DESIGNER_HOP_WEIGHTS)
     question = Question(id="", prompt=asked.text(), answer=asked.answer())
     design = draw_design(rng, asked)
-    return [("designer", designer_messages(question), design)] if design else []
+    return [("designer", designer.designer_messages(question), design)] if design else []
 
 
 def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:

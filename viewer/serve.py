@@ -22,6 +22,7 @@ from designer import sample_design
 from executor import Executor
 from lib.cli import log
 from lib.errors import EngineError, UserError
+from tasks import with_tools
 from viewer import pages
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -105,7 +106,8 @@ class Server:
         self.num_asked += 1
         seed = (self.config.seed, "serve", self.num_asked)
         lines = asyncio.Queue()
-        answer = self.answer(Question("asked", text, ""), seed, lines.put_nowait)
+        question = with_tools(Question("asked", text, ""))
+        answer = self.answer(question, seed, lines.put_nowait)
         answering = asyncio.ensure_future(answer)
         answering.add_done_callback(lambda _: lines.put_nowait(None))
         response = web.StreamResponse(

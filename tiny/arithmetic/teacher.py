@@ -13,10 +13,11 @@ Test: `pytest tests/test_sft.py`. Read next: ../../docs/tour.md.
 import random
 import re
 
+import designer
 import mas
 import tasks
 from data_types import Ask, Question
-from designer import FIXED_DESIGNS, designer_messages
+from designer import FIXED_DESIGNS
 from executor import agent_messages, tool_messages
 from lib.answers import final_answer
 from lib.errors import UserError
@@ -187,7 +188,7 @@ def cold_start(
     for question in training_questions(rng, spec, data_dir):
         family = question.family if question.family in DESIGN_WEIGHTS else "compute"
         design = draw_design(rng, DESIGN_WEIGHTS[family])
-        samples.append(("designer", designer_messages(question), design))
+        samples.append(("designer", designer.designer_messages(question), design))
         calls = play(rng, question, draw_design(rng, PLAY_WEIGHTS[family]))
         for pairs, text in sorted(set(calls))[:MAX_CALLS]:
             messages = [{"role": role, "content": content} for role, content in pairs]

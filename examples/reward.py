@@ -1,0 +1,11 @@
+"""A reward of one's own: 1 for the right answer, less for a long reply.
+
+python train.py --plugin examples/reward.py
+"""
+
+from tasks import grade
+
+
+def reward(question, answer):
+    """1 if right; 0.1 less for each hundred characters, but never below 0.5."""
+    return grade(question, answer) * max(0.5, 1 - 0.001 * len(answer))
