@@ -174,6 +174,7 @@ class Trainer:
         self.shown = read_shapes(config.designer or config.model)
         self.engines = list(dict.fromkeys(engine for engine, _ in self.players.values()))
         self.clock = metrics.Clock(self.engines)
+        self.best_accuracy = -1.0  # held out, at temperature 0; the start's is the first
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
     async def train_step(self, step: int) -> dict:
@@ -269,7 +270,9 @@ class Trainer:
     async def evaluate_if_due(self) -> None:
         """Before the first step, after the last, and every --eval-every."""
         if self.step == 0 or self.is_due(self.config.eval_every):
-            self.records.add_evaluation(await evaluate_heldout(self))
+            evaluation = await evaluate_heldout(self)
+            self.records.add_evaluation(evaluation)
+            launch.keep_best(self, evaluation["eval_greedy"])
 
     def save_checkpoint(self) -> None:
         checkpoint.save(self.out, self.learners, self.step, is_writer=self.rank == 0)

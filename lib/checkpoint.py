@@ -4,6 +4,7 @@
                            optimizer, rng, step, flags
     checkpoint/designer/   where both roles learn with weights of their own: the designer's; the
                            folder above is the executor's
+    best/                  the models alone, of the best evaluation at temperature 0
 
 A kill at any moment leaves a complete one, the new or the old.
 
@@ -34,31 +35,45 @@ def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -
     Raises:
         UserError: the disk is full; the old checkpoint stays in place.
     """
+
+    def write(folder: pathlib.Path, learner, state: dict) -> None:
+        trainer_state = {
+            "optimizer": state["optimizer"],
+            "rng": torch.get_rng_state(),
+            "step": step,
+            "config": asdict(learner.config),
+        }
+        torch.save(trainer_state, folder / "trainer.pt")
+
+    write_folder(out, "checkpoint", learners, step, is_writer, write)
+
+
+def save_best(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -> None:
+    """Write `out`/best, the models alone. Collective and raises UserError, as `save`."""
+    write_folder(out, "best", learners, step, is_writer, lambda *_: None)
+
+
+def write_folder(out, name: str, learners: list, step: int, is_writer: bool, write) -> None:
+    """The models beside what was there, with what `write` adds, and then in its place."""
     states = [
         gather_state(learner.policy.model, learner.optimizer, learner.is_sharded)
         for learner in learners
     ]
     if not is_writer:
         return
-    new, current, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    new, current, old = (out / f"{name}{end}" for end in (".new", "", ".old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
         for folder, learner, state in zip((new, new / "designer"), learners, states):
             learner.policy.save(folder, state["weights"])
-            trainer_state = {
-                "optimizer": state["optimizer"],
-                "rng": torch.get_rng_state(),
-                "step": step,
-                "config": asdict(learner.config),
-            }
-            torch.save(trainer_state, folder / "trainer.pt")
+            write(folder, learner, state)
             copy_shapes(learner.config.model_of(learner.roles), folder)
             sync_files(folder)
     except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
         shutil.rmtree(new, ignore_errors=True)
         problem = str(error)[:120]
         raise UserError(
-            f"{out}: the checkpoint of step {step} could not be written ({problem})"
+            f"{out}: the {name} of step {step} could not be written ({problem})"
         ) from error
     if current.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -17,6 +17,7 @@ import re
 import sys
 
 import tyro
+import yaml
 
 from lib.errors import UserError
 
@@ -37,6 +38,8 @@ USER_ERRNOS = (
 
 def flags(config_class, argv: list[str], description: str, default=None):
     """An instance of `config_class` from the command line. Raises UserError; exits after --help."""
+    argv = with_config_file(argv)
+    description += " --config FILE.yaml: flags of a file; those of the command line win."
     options = {} if default is None else {"default": default}
     stderr = io.StringIO()
     try:
@@ -52,10 +55,50 @@ def flags(config_class, argv: list[str], description: str, default=None):
     raise UserError(re.sub(title, "", text))
 
 
+def with_config_file(argv: list[str]) -> list[str]:
+    """The flags of `--config FILE`, before those of the command line. Raises UserError.
+
+    The file is YAML, name: value; a run's config.json is one, too.
+    """
+    if "--config" not in argv:
+        return argv
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise UserError("--config: which file?")
+    path, others = argv[place + 1], argv[:place] + argv[place + 2 :]
+    try:
+        values = yaml.safe_load(pathlib.Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"--config {path}: can't be read as YAML ({problem})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: has to have lines name: value")
+    given = []
+    for name, value in values.items():
+        flag = flag_name(str(name))
+        if flag in ("--out", "--resume", "--questions-hash") or value is None:  # a run's own
+            continue
+        if isinstance(value, bool):
+            given.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            given += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return given + others
+
+
+def log_to(path: pathlib.Path) -> None:
+    """What is said goes to this file, too."""
+    for old in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:  # an earlier run's
+        log.removeHandler(old)
+        old.close()
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+
+
 def command(main) -> None:
     """Run `main(argv)` as a program: one line and exit code 2 for bad input."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for noisy in ("httpx", "transformers", "datasets", "reasoning_gym"):
+    for noisy in ("httpx", "transformers", "datasets", "reasoning_gym", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several ranks, the first speaks
     log.setLevel(logging.INFO if is_first_rank else logging.ERROR)
@@ -71,6 +114,8 @@ def command(main) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     if is_first_rank:
+        for handler in log.handlers:  # the run's log file
+            handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, problem, (), None))
         sys.stderr.write(f"{pathlib.Path(sys.argv[0]).name}: {' '.join(problem.split())}\n")
     sys.exit(2)
 

@@ -69,6 +69,9 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
     distributed.join(world, timeout_seconds=600 + 4 * EXECUTION_SECONDS)
     out = open_folder(config, rank)
     plugins.load(config.plugin, out if rank == 0 else None)
+    if rank == 0:
+        cli.log_to(out / "log.txt")
+        log.info(f"flags: {flags_text(config, presets[config.preset])}")
     trainer = trainer_class(config, out, rank, device)
     if rank == 0:
         check_questions(out, trainer.questions + trainer.heldout_questions)
@@ -266,6 +269,30 @@ def check_infrastructure(trees: list[Tree], trainer) -> None:
         raise EngineError(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
 
 
+def keep_best(trainer, accuracy: float) -> None:
+    """Save the models if no earlier evaluation was as good, that of the start included. Collective.
+
+    A resumed run knows the earlier ones by its metrics.
+    """
+    earlier = [trainer.best_accuracy]
+    if trainer.config.resume and trainer.rank == 0:
+        rows = read_rows(trainer.out)
+        earlier += [
+            row["eval_greedy"]
+            for row in rows
+            if row["step"] + 1 < trainer.step and "eval_greedy" in row
+        ]
+    best = max(distributed.all_gather(earlier))
+    trainer.best_accuracy = max(best, accuracy)
+    if trainer.step and accuracy > best:
+        checkpoint.save_best(trainer.out, trainer.learners, trainer.step, trainer.rank == 0)
+
+
+def read_rows(out: pathlib.Path) -> list[dict]:
+    """The metrics of a run, a row a step."""
+    return [json.loads(line) for line in complete_lines(out / "metrics.jsonl")]
+
+
 def go_on(out: pathlib.Path) -> str:
     command = "python" if distributed.world_size() == 1 else "torchrun ..."
     return f"go on with: {command} train.py --out {out} --resume"
@@ -296,7 +323,7 @@ def describe(trainer, sandbox) -> str:
 
 def summarise(out: pathlib.Path) -> None:
     """The run's last lines: held-out accuracy before and after, and what each role became."""
-    rows = [json.loads(line) for line in complete_lines(out / "metrics.jsonl")]
+    rows = read_rows(out)
     first, last = rows[0], rows[-1]
     if "eval_accuracy" not in last:
         return
@@ -344,6 +371,16 @@ def resolve(config_class, argv: list[str], description: str, presets: dict):
     if changed:
         raise UserError(f"--resume: {', '.join(changed)} can't change within a run")
     return config
+
+
+def flags_text(config, preset) -> str:
+    """The preset, and the flags that differ from it."""
+    given = [f"--preset {config.preset}"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != getattr(preset, field.name):
+            given.append(f"{flag_name(field.name)} {value}")
+    return " ".join(given)
 
 
 def read_config(out: pathlib.Path, config_class):

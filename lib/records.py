@@ -11,14 +11,15 @@ Test: `pytest tests/test_train.py`. Read next: plots.py.
 
 import json
 import pathlib
-import secrets
 import time
+from dataclasses import asdict
 
+from lib.card import write_cards
 from lib.cli import log
-from lib.errors import UserError
 from lib.files import atomic_write, complete_lines
 from lib.metrics import mean
 from lib.plots import draw_curves
+from lib.trackers import open_tracker
 
 REPORT_SECONDS = 20.0  # how often report.html is written anew
 LINE_EVERY = 10  # steps between lines where there is no bar
@@ -38,7 +39,7 @@ class Records:
         self.reported = 0.0
         if not is_writer:
             return
-        self.send = open_tracker(config.tracker, out)
+        self.tracker = open_tracker(config.tracker, out, asdict(config))
         for name in ("metrics", "episodes"):
             path = out / f"{name}.jsonl"
             lines = complete_lines(path) if path.exists() else []
@@ -72,8 +73,7 @@ class Records:
         self.first_evaluation = {}
         self.write("metrics", line)
         self.write("episodes", self.episode)
-        numbers = {name: value for name, value in line.items() if isinstance(value, (int, float))}
-        self.send(numbers, metrics["step"])
+        self.tracker.numbers(line, metrics["step"])
         done = metrics["step"] + 1
         if bar.disable and done % LINE_EVERY == 0:  # no bar: a line now and then
             reward = f"reward {metrics['reward']:.2f}"
@@ -101,7 +101,9 @@ class Records:
         self.files["metrics"].close()
         atomic_write(path, "".join(line + "\n" for line in lines))
         self.files["metrics"] = open(path, "a", encoding="utf-8")
-        self.send({"eval_accuracy": evaluation["eval_accuracy"]}, last["step"])
+        self.tracker.numbers(evaluation, last["step"])
+        if self.episode:
+            self.tracker.designs(self.episode, last["step"])
 
     def write(self, name: str, line: dict) -> None:
         self.files[name].write(json.dumps(line) + "\n")
@@ -114,48 +116,12 @@ class Records:
         self.reported = time.monotonic()
 
     def draw(self) -> None:
-        """Curves and report, as the run is now."""
+        """Curves, report and model cards, as the run is now."""
         if self.is_writer:
             draw_curves(self.out)
+            write_cards(self.out)
             self.report()
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
-
-
-def open_tracker(name: str, out: pathlib.Path):
-    """A function (numbers, step) that sends metrics to TensorBoard or Weights & Biases.
-
-    Raises UserError if it is not installed, or if nobody is logged in.
-    """
-    if name == "none":
-        return lambda numbers, step: None
-    try:
-        if name == "wandb":
-            import wandb
-
-            return open_wandb(wandb, out)
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(f"--tracker {name}: not installed; pip install {name}") from None
-    writer = SummaryWriter(out / "tensorboard")
-
-    def send(numbers: dict, step: int) -> None:
-        for key, value in numbers.items():
-            writer.add_scalar(key, value, step)
-
-    return send
-
-
-def open_wandb(wandb, out: pathlib.Path):
-    """The log function of this folder's run at W&B, which a resumed run goes on with."""
-    id_file = out / "wandb_id"
-    run_id = id_file.read_text() if id_file.exists() else secrets.token_hex(4)
-    try:
-        run = wandb.init(project="metaagent-x", name=out.name, dir=out, id=run_id, resume="allow")
-    except wandb.Error as error:
-        problem = " ".join(str(error).split())[:200]
-        raise UserError(f"--tracker wandb: {problem}") from None
-    atomic_write(id_file, run_id)
-    return run.log

@@ -25,6 +25,7 @@ def files(tmp_path):
     (tmp_path / "columns.jsonl").write_text('{"text": "1+1?", "label": "2"}\n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "list.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "wrong.yaml").write_text("stepps: 3\n")
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "caf\xe9"}\n')
     (tmp_path / "few.jsonl").write_text(
         "".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(5))
@@ -79,7 +80,10 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--resume --out {}/corrupt", "corrupt"),
     (train, "--resume --out {}/cut", "corrupt"),
     (train, "--out {}/few.jsonl", "few.jsonl"),
-    (train, "--tracker tensorboard", "not installed"),
+    (train, "--config {}/missing.yaml", "missing.yaml"),
+    (train, "--config {}/list.jsonl", "name: value"),
+    (train, "--config {}/wrong.yaml", "stepps"),
+    (evaluation, "--config", "which file"),
     (train, "--preset huge", "huge"),
     (train, "--designer hand:coder", "--stage executor"),
     (train, "--designer hand:nothing --stage executor", "coder"),

@@ -4,7 +4,6 @@ import asyncio
 import json
 import pathlib
 import signal
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,6 @@ from engines.hf import decode
 from lib import checkpoint, launch
 from lib.errors import EngineError, UserError
 from lib.heldout import evaluate_heldout
-from lib.records import open_tracker
 from policy import Policy
 from sandbox import Sandbox
 
@@ -233,36 +231,3 @@ def test_a_data_file_that_changed_is_not_resumed_on(tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     train.main([*resume])
     assert len(lines(out)) == 2
-
-
-class FakeWandb:
-    """The part of wandb that we use. No server: it keeps what it was asked."""
-
-    Error = type("Error", (Exception,), {})
-
-    def __init__(self, problem=None):
-        self.problem = problem
-        self.opened = []
-
-    def init(self, **options):
-        if self.problem:
-            raise self.Error(self.problem)
-        self.opened.append(options)
-        return SimpleNamespace(log=lambda numbers, step: None)
-
-
-def test_a_resumed_run_goes_on_in_the_same_run_at_wandb(tmp_path, monkeypatch):
-    wandb = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    for out in ("one", "one", "two"):
-        (tmp_path / out).mkdir(exist_ok=True)
-        open_tracker("wandb", tmp_path / out)
-    ids = [options["id"] for options in wandb.opened]
-    assert ids[0] == ids[1] != ids[2]
-    assert {options["resume"] for options in wandb.opened} == {"allow"}
-
-
-def test_a_login_that_is_missing_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb("No API key configured."))
-    with pytest.raises(UserError, match="--tracker wandb: No API key configured"):
-        open_tracker("wandb", tmp_path)

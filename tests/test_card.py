@@ -1,0 +1,54 @@
+"""The model card, and the best checkpoint."""
+
+import json
+
+from conftest import SMALL_RUN, lines
+from runs import same, weights
+
+import train
+from lib import launch
+from lib.card import card
+from policy import Policy
+
+CONFIG = {"model": "m", "stage": "designer", "tasks": "registry", "lr": 0.1, "out": "/secret"}
+
+
+def test_a_card():
+    rows = [
+        {"step": step, "eval_greedy": greedy, "eval_accuracy": 0.25}
+        for step, greedy in ((0, 0.5), (49, 0.75), (99, 0.625))
+    ]
+    best, last = (card(CONFIG, "m", rows, "run", name) for name in ("best", "checkpoint"))
+    assert "| after 50 steps, temperature 0 | 0.750 |" in best
+    assert "| after 100 steps, temperature 0 | 0.625 |" in last
+    for text in (best, last, card(CONFIG, "m", [], "run", "best")):
+        assert "base_model: m" in text and "--lr 0.1" in text and "/secret" not in text
+        assert "only the designer role" in text
+
+
+def test_the_best_models_are_kept(tmp_path, monkeypatch):
+    """Evaluated 0.5 at the start, then 0.6, 0.4, and after a stop that again, 0.6 and 0.7."""
+    scores = iter([0.5, 0.6, 0.4, 0.4, 0.6, 0.7])
+    kept = []
+    evaluate, save = train.evaluate_heldout, launch.checkpoint.save_best
+
+    async def scored(trainer):
+        return await evaluate(trainer) | {"eval_greedy": next(scores)}
+
+    def saved(out, learners, step, is_writer):
+        kept.append(step)
+        save(out, learners, step, is_writer)
+
+    monkeypatch.setattr(train, "evaluate_heldout", scored)
+    monkeypatch.setattr(launch.checkpoint, "save_best", saved)
+    flags = ["--eval-every", "1", "--save-every", "1", "--out", str(tmp_path)]
+    train.main([*SMALL_RUN, "--steps", "2", *flags, "--stage", "both"])
+    assert kept == [1]
+    train.main(["--out", str(tmp_path), "--resume", "--steps", "4"])
+    assert kept == [1, 4] and [row["eval_greedy"] for row in lines(tmp_path)[1:]] == [0.4, 0.6, 0.7]
+    assert same(weights(tmp_path, "best"), weights(tmp_path)) and Policy(str(tmp_path / "best"))
+    for folder in ("best", "checkpoint"):
+        text = (tmp_path / folder / "README.md").read_text()
+        assert "| after 4 steps, temperature 0 | 0.700 |" in text
+    assert not (tmp_path / "best" / "trainer.pt").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4
