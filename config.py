@@ -53,7 +53,7 @@ class Config:
     """Dynamic sampling: how often questions whose executions all got the same reward are replaced
     by further ones."""
     design_tokens: int = 96  # max new tokens per design
-    reply_tokens: int = 48  # max new tokens per agent reply
+    reply_tokens: int = 24  # max new tokens per agent reply
     max_calls: int = 12  # max completions per execution
     max_length: int = 0
     """Max tokens of a prompt and its completion together; 0 is the model's own limit. The memory of

@@ -19,11 +19,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from data_types import Budget, Question, seed_of
+from config import PRESETS
+from data_types import Question, seed_of
 from designer import FIXED_DESIGNS
 from engines.hf import HFEngine
 from executor import Runtime
-from lib import cli
+from lib import cli, launch
 from lib.answers import last_boxed
 from lib.cli import log
 from lib.metrics import mean
@@ -192,7 +193,7 @@ async def run(config: Config) -> None:
     log.info(f"information given the template: {information(20_000, config.seed):.2f} bits")
     async with Sandbox() as sandbox:
         for temperature in TEMPERATURES:
-            budget = Budget(calls=12, reply_tokens=48)
+            budget = launch.execution_budget(PRESETS["tiny"])
             runtime = Runtime(engine, policy, sandbox, budget, temperature)
             rollout = Rollout(runtime, design_tokens=96)
             for name, values in {

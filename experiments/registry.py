@@ -47,17 +47,18 @@ ARMS = {
     "two policies, coupled": "--executor tiny --stage both",
     # As many tokens as stagewise.
     "coder agent": f"--designer hand:coder {AGENT} --steps 130",  # one agent with the tool
-    # When does a system of agents help? Shorter replies.
-    "stagewise, 24 tokens": "--reply-tokens 24",
+    # When does a system of agents help? Shorter replies, and longer ones.
     "stagewise, 12 tokens": "--reply-tokens 12",
-    "coder agent, 24 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 24",
+    "stagewise, 48 tokens": "--reply-tokens 48",
     "coder agent, 12 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 12",
+    "coder agent, 48 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 48",
 }
 DERIVED = {"trained": ("stagewise",), "voted": ("stagewise", "coder agent")}  # -> what they need
 TEMPERATURES = {0: "temperature 0", 1: "temperature 1"}
 START, END = "start", "end"
 STEPS = ("1 step", "2 steps", "3 steps", "4 steps", "5 steps")
-REPLY_TOKENS = (12, 24, 48)  # of the arms; the last is the default
+REPLY_TOKENS = (12, 24, 48)  # of the arms
+DEFAULT_REPLY_TOKENS = 24
 # Of the tiny model: "code of Muba is 57" and a new line, a program in its fence, "\\boxed{57}".
 FACT_TOKENS, PROGRAM_TOKENS, BOX_TOKENS = 6, 10, 4
 
@@ -354,7 +355,7 @@ def when_agents_help(axis, results: dict) -> bool:
     length of a reply and the number of steps; and the most steps that a reply has room for."""
     values = numpy.full((len(STEPS), len(REPLY_TOKENS)), numpy.nan)
     for x, length in enumerate(REPLY_TOKENS):
-        suffix = "" if length == max(REPLY_TOKENS) else f", {length} tokens"
+        suffix = "" if length == DEFAULT_REPLY_TOKENS else f", {length} tokens"
         arms = [rows_of(results, f"{arm}{suffix}") for arm in ("stagewise", "coder agent")]
         if not all(arms):
             continue

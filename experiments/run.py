@@ -174,7 +174,7 @@ def voted(seed: int, folder: pathlib.Path) -> dict:
 
 def evaluate(out: pathlib.Path, *arguments) -> dict:
     """Results by mode, of two answers to held-out questions, with the training's limits."""
-    limits = ["--design-tokens", 96, "--reply-tokens", 48, "--max-calls", 12]
+    limits = ["--design-tokens", 96, "--reply-tokens", 24, "--max-calls", 12]
     sets = ["--tasks", "registry", "--limit", 100, "--samples", 2]
     execute(["eval.py", *sets, *limits, *arguments, "--out", out])
     results = json.loads((out / "results.json").read_text())["results"]

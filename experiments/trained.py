@@ -19,12 +19,13 @@ import random
 import re
 from dataclasses import dataclass
 
-from data_types import Budget, Question, Tree
+from config import PRESETS
+from data_types import Question, Tree
 from designer import FIXED_DESIGNS
 from engines.hf import HFEngine
 from executor import Runtime
 from experiments.gates import UNCONDITIONAL
-from lib import cli
+from lib import cli, launch
 from lib.cli import log
 from lib.files import atomic_write
 from lib.metrics import mean
@@ -60,7 +61,7 @@ class Subject:
     async def answer(self, questions, design=None, designer="end", executor="end") -> list[Tree]:
         """One answer to each question. design: as for Rollout.rollout."""
         engine, policy = self.models[executor]
-        budget = Budget(calls=12, reply_tokens=48)
+        budget = launch.execution_budget(PRESETS["tiny"])
         runtime = Runtime(engine, policy, self.sandbox, budget, self.temperature)
         rollout = Rollout(runtime, self.models[designer], design_tokens=96)
         return await rollout.rollout(questions, 1, 1, (self.seed, "trained"), design)

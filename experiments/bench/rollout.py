@@ -52,7 +52,7 @@ class Config:
     executions: int = 4  # executions per design
     fixed_design: str | None = None  # hand-written design that is run instead of a sampled one
     design_tokens: int = 96  # max new tokens per design
-    reply_tokens: int = 48  # max new tokens per agent reply
+    reply_tokens: int = 24  # max new tokens per agent reply
     gpu_memory: float = 0.5  # share of the memory that vllm takes; on a CPU a fifth of it
     rounds: int = 5  # number of rounds that count
     threads: int = 2  # number of CPU threads that torch uses
