@@ -1,14 +1,16 @@
 """The cold start: supervised fine-tuning, so that a model can write designs and play agents.
 
     python sft.py --collect --tasks T --teacher M --out F      collect samples of right runs
+    python sft.py --select F --out FILE.jsonl                  filter and balance them
     python sft.py --model M --data FILE.jsonl --out DIR        fine-tune M on collected samples
     python sft.py --model M --scripted --tasks T --out DIR     fine-tune M on the scripted teacher
     python sft.py --model M.gguf --out DIR                     write M as a Hugging Face folder
     python -m tiny.build                                       build the tiny model from nothing
 
 The paper's cold start keeps what a strong teacher did if its run ended in the right answer:
---collect. The tiny model sees samples of deliberately mixed quality, of a scripted teacher that
-errs (tiny/teacher.py): it can write every kind of design and play every agent, but badly.
+--collect; docs/cold_start.md goes from there to training. The tiny model sees samples of
+deliberately mixed quality, of a scripted teacher that errs (tiny/teacher.py): it can write every
+kind of design and play every agent, but badly.
 
 Equation: minimise -mean log p(completion token | prompt, earlier tokens).
 
@@ -16,16 +18,20 @@ Test: `pytest tests/test_sft.py`. Read next: README.md.
 """
 
 import asyncio
+import contextlib
 import json
 import math
+import os
 import pathlib
 import random
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 import designer
 import tasks
@@ -33,7 +39,7 @@ from data_types import Budget, Sample, Tree
 from engines import open_engine
 from engines.hf import HFEngine
 from executor import Runtime
-from lib import cli, lora, plugins
+from lib import cli, distributed, lora, plugins, selection
 from lib.cli import log
 from lib.errors import InfrastructureError, UserError
 from lib.files import atomic_write, complete_lines, read_jsonl
@@ -59,6 +65,7 @@ class Config:
     data: str | None = None  # JSONL file of samples, as --collect writes it
     scripted: bool = False  # fine-tune --model on samples of the scripted teacher, on --tasks
     collect: bool = False  # collect samples from --teacher instead of training
+    select: str | None = None  # file of collected samples to filter and balance instead
     out: str | None = None  # folder of the model, or file of the collected samples
 
     # Collecting
@@ -73,6 +80,11 @@ class Config:
     data_dir: str | None = None  # folder with local files of the published sets
     plugin: str | None = None  # Python file of your own: questions, tools, blocks, prompt, reward
     engine: Literal["hf", "vllm"] = "hf"  # what samples from a model in this process
+
+    # Selecting
+    designer_samples: int = 3000  # designs to keep
+    executor_samples: int = 8000  # replies of agents to keep
+    per_question: int = 2  # max designs of a question, with 4 replies for each
 
     # Fine-tuning
     lora: int = 0  # rank of a LoRA adapter, which is trained instead of the weights; 0: none
@@ -98,13 +110,14 @@ def fine_tune(policy: Policy, samples: list[Sample], config) -> list[float]:
     config: steps, batch, lr, batch_tokens and seed of a Config.
     """
     rng = random.Random(f"fine-tune {config.seed}")
-    model = CompletionLogprobs(policy)
+    model = distributed.wrap(CompletionLogprobs(policy), policy, is_sharded=False)
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=0.01)
     set_training(policy.model, policy.model.is_gradient_checkpointing)  # no dropout
     losses = []
     batches = []
-    bar = tqdm(range(config.steps), desc="fine-tune", mininterval=2)
+    is_first = distributed.rank() == 0
+    bar = tqdm(range(config.steps), desc="fine-tune", mininterval=2, disable=not is_first)
     for step in bar:
         warmup = min(1.0, (step + 1) / WARMUP_STEPS)
         decay = 1 - (1 - FINAL_LR) * step / config.steps
@@ -129,20 +142,27 @@ def draw_batches(rng: random.Random, samples: list[Sample], size: int) -> list[l
     return batches
 
 
-def accumulate_gradient(policy: Policy, model, samples: list[Sample], max_tokens: int) -> float:
-    """Forward and backward of one update, split if it has too many tokens. Returns the loss."""
+def accumulate_gradient(policy: Policy, model, batch: list[Sample], max_tokens: int) -> float:
+    """Forward and backward of this rank's part of an update, split if it has too many tokens.
+
+    Returns the loss, over all ranks.
+    """
+    samples = batch[distributed.rank() :: distributed.world_size()]
     if len(samples) * max(len(sample) for sample in samples) <= max_tokens:
         parts = [[make_row([sample]) for sample in samples]]
     else:
         parts = micro_batches(make_rows(samples, max_tokens, policy), max_tokens)
-    num_tokens = sum(len(sample.completion_ids) for sample in samples)
+    num_tokens = sum(len(sample.completion_ids) for sample in batch)
     total = 0.0
     for rows in parts:
-        logprobs_K, _ = model(collate_rows(rows, policy.pad_id, policy.device))
-        loss = -logprobs_K.sum() / num_tokens
-        loss.backward()
+        # DDP exchanges gradients once, in the last backward pass, and averages them.
+        waits = distributed.world_size() > 1 and rows is not parts[-1]
+        with model.no_sync() if waits else contextlib.nullcontext():
+            logprobs_K, _ = model(collate_rows(rows, policy.pad_id, policy.device))
+            loss = -logprobs_K.sum() / num_tokens
+            (loss * distributed.world_size()).backward()
         total += loss.item()
-    return total
+    return distributed.all_reduce_sum(total)
 
 
 def encode(policy: Policy, rows: list[tuple], max_length: int) -> list[Sample]:
@@ -232,6 +252,8 @@ def write(policy: Policy, out: pathlib.Path, what: str, rows=()) -> None:
 
     rows: the samples that it was fine-tuned on.
     """
+    if distributed.rank():
+        return
     check_free(out)
     new, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
@@ -263,6 +285,7 @@ def samples_to_keep(config: Config, tree: Tree) -> list[dict]:
     """Executions that ended right, and the designs that led there; each text once."""
     source = {
         "question": unique_name(tree.question),
+        "family": tree.question.family,
         "tasks": config.tasks,
         "teacher": config.teacher,
         "teacher_model": config.teacher_model,
@@ -344,6 +367,31 @@ async def collect(config: Config, out: pathlib.Path) -> int:
     return count
 
 
+def select_samples(config: Config, out: pathlib.Path) -> None:
+    """Filter and balance a collected file (lib/selection.py). Raises UserError."""
+    if out.exists():
+        raise UserError(f"--out {out}: exists; nothing was touched")
+    path = pathlib.Path(config.select)
+    read_samples(path)  # a row that is wrong is said
+    rows = read_jsonl(path)
+    tokenizer = AutoTokenizer.from_pretrained(cli.model_path(config.model or "tiny"))
+
+    def length(row: dict) -> int:
+        texts = [message["content"] for message in row["messages"]] + [row["completion"]]
+        return sum(len(tokenizer.encode(text)) for text in texts)
+
+    counts = {"designer": config.designer_samples, "executor": config.executor_samples}
+    limits = config.max_length, config.per_question, counts, config.seed
+    kept, dropped = selection.select(rows, length, *limits)
+    atomic_write(out, "".join(json.dumps(row) + "\n" for row in kept))
+    roles = Counter(row["role"] for row in kept)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    log.info(
+        f"{out}: {roles['designer']} designs and {roles['executor']} replies of {len(rows)} "
+        f"samples; dropped: {reasons}"
+    )
+
+
 def resume_collection(config: Config, out: pathlib.Path, progress: pathlib.Path) -> tuple[set, int]:
     """(questions that are done, samples that are there). Raises UserError."""
     settings = json.dumps([config.tasks, config.teacher, config.teacher_model, config.seed])
@@ -370,7 +418,8 @@ def check(config: Config) -> None:
     cli.check_at_least(
         config,
         1,
-        "questions designs executions samples steps batch max_length design_tokens reply_tokens",
+        "questions designs executions samples steps batch max_length design_tokens reply_tokens "
+        "designer_samples executor_samples per_question",
     )
     if not 0 < config.lr < math.inf:
         raise UserError(f"--lr {config.lr}: must be a positive number")
@@ -379,10 +428,11 @@ def check(config: Config) -> None:
         raise UserError(lora.refusal(config.model))
     if config.scripted and not config.model:
         raise UserError("--scripted needs --model, which it fine-tunes")
-    if not (config.collect or config.data or config.model):
+    if not (config.collect or config.select or config.data or config.model):
         raise UserError("name --model, --data or --collect; python -m tiny.build builds tiny/")
     if config.out is None:
-        what = "FILE.jsonl" if config.collect else "DIR, a folder of its own"
+        is_file = config.collect or config.select
+        what = "FILE.jsonl" if is_file else "DIR, a folder of its own"
         raise UserError(f"--out is missing: --out {what}")
 
 
@@ -390,6 +440,12 @@ def main(argv: list[str]) -> None:
     config = cli.flags(Config, argv, "Cold start: fine-tune on samples, or collect them.")
     check(config)
     cli.share_cores()
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not (config.data or config.scripted) or config.batch < world:
+        raise UserError(f"{world} ranks: for fine-tuning only, and --batch {world} or more")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(cli.load_device())
+    distributed.join(world, timeout_seconds=600)
     plugins.load(config.plugin)
     out = pathlib.Path(config.out)
     if config.collect:
@@ -399,10 +455,13 @@ def main(argv: list[str]) -> None:
         except InfrastructureError as error:
             raise UserError(str(error)) from None
         log.info(f"{out}: {count} samples of {config.questions} questions")
+    elif config.select:
+        select_samples(config, out)
     elif config.data or config.scripted:
         train(config)
     else:
         write(Policy(cli.model_path(config.model)), out, "written as it is")
+    distributed.leave()
 
 
 if __name__ == "__main__":

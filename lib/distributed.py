@@ -23,6 +23,12 @@ def join(world: int, timeout_seconds: float) -> None:
         dist.init_process_group(backend, timeout=timeout)
 
 
+def leave() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 

@@ -20,7 +20,7 @@ data_types credit mas config lib/answers lib/attention lib/errors
 lib/lora lib/split lib/ways jail/isolation
 designer lib/chat lib/cli lib/distributed lib/files lib/messages jail/seccomp
 lib/loading lib/resampling lib/shapes tiny/registry tiny/arithmetic/world
-lib/card lib/checkpoint lib/metrics lib/trackers
+lib/card lib/checkpoint lib/metrics lib/selection lib/trackers
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/plots lib/statistics jail/child
 sandbox lib/memory lib/minibatches lib/prefix_sharing jail/server
