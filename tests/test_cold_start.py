@@ -1,4 +1,4 @@
-"""The way of docs/cold_start.md at a small size, over a real server, and the selection's filters."""
+"""The way of docs/cold_start.md, small, over a real server; the filters of the selection."""
 
 import json
 import socket
