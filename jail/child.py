@@ -19,7 +19,8 @@ import traceback
 import types
 
 from jail.isolation import LIBC, NEWNS, PR_SET_DUMPABLE, die_with_parent, drop_capabilities, must
-from jail.seccomp import CLOSE_RANGE, RUN_FILTER, install
+from jail.seccomp import RUN_FILTER, install
+from jail.syscalls import NUMBERS
 
 # Names that candidate programs rely on, as the official runners put them before a program: here
 # they are found where builtins are.
@@ -56,7 +57,7 @@ def enter_run(fds: list[int], limits: dict, level: str, server: int) -> None:
     for number, fd in enumerate(moved):
         os.dup2(fd, number)
     first, last = ctypes.c_uint(len(moved)), ctypes.c_uint(0xFFFFFFFF)
-    must(LIBC.syscall(CLOSE_RANGE, first, last, 0), "close_range")
+    must(LIBC.syscall(NUMBERS["close_range"], first, last, 0), "close_range")
     if level == "namespaces":
         if limits["scratch"]:
             mount_scratch(limits)

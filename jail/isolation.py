@@ -15,14 +15,18 @@ import signal
 import struct
 import sys
 
+from jail.syscalls import NUMBERS
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 NEWNS = 0x20000
 NAMESPACES = NEWNS | 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
 # (mount, user, pid, net, ipc, uts)
-LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # system calls
+LANDLOCK_CREATE = NUMBERS["landlock_create_ruleset"]
+LANDLOCK_ADD = NUMBERS["landlock_add_rule"]
+LANDLOCK_RESTRICT = NUMBERS["landlock_restrict_self"]
 READ_FILE, READ_DIR = 1 << 2, 1 << 3  # Landlock's rights
-PIVOT_ROOT, MOUNT_SETATTR = 155, 442  # system calls
+PIVOT_ROOT, MOUNT_SETATTR = NUMBERS["pivot_root"], NUMBERS["mount_setattr"]
 MS_PRIVATE_RECURSIVE, MS_BIND_RECURSIVE, MS_NOSUID_NODEV = 0x44000, 0x5000, 6
 
 

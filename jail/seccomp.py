@@ -1,4 +1,4 @@
-"""Seccomp filters: which system calls the fork server and its runs may make (x86-64).
+"""Seccomp filters: which system calls the fork server and its runs may make.
 
 An allow-list for the server and all that it forks, and a second filter that takes from a run what
 only the server needs. Refused calls return EPERM; chmod and utime pretend to succeed; a new process
@@ -15,25 +15,28 @@ import os
 import struct
 
 from jail.isolation import LIBC, must
+from jail.syscalls import AUDIT_CODES, MACHINE, NUMBERS, numbers
 
 # What a Python process with threads needs.
-RUN = [
-    *(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22, 23, 24, 25),
-    *(26, 27, 28, 32, 33, 34, 35, 36, 37, 38, 39, 60, 61, 63, 74, 75, 77, 78, 79, 80, 81, 89, 95),
-    *(96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 111, 115, 118, 120, 121, 124, 127, 128, 131),
-    *(140, 158, 186, 201, 202, 204, 217, 218, 219, 221, 228, 229, 230, 231, 232, 233, 247, 257),
-    *(262, 267, 269, 270, 271, 273, 281, 290, 291, 292, 293, 309, 318, 324, 332, 334, 436, 439),
-]
-# What a scratch directory needs besides: truncate rename mkdir rmdir unlink, and their *at forms.
-FILES = [76, 82, 83, 84, 87, 258, 263, 264, 316]
-IOCTL, FCNTL, OPEN, OPENAT = 16, 72, 2, 257
-CLONE, FORK, VFORK, CLONE3 = 56, 57, 58, 435
-KILL, TGKILL, PRCTL, PRLIMIT, SECCOMP, CLOSE_RANGE = 62, 234, 157, 302, 317, 436
-# What only the server needs: kill sendmsg recvmsg setpgid capset setpriority setrlimit seccomp
-# pidfd_open.
-SERVER = [KILL, 46, 47, 109, 126, 141, 160, SECCOMP, 434]
-MOUNTING = [165, 272]  # mount unshare: the scratch directory of a run at level namespaces
-PRETEND = [90, 91, 132, 235, 261, 268, 280, 452]  # chmod and utime in all their forms
+RUN = numbers(
+    "read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction "
+    "rt_sigprocmask rt_sigreturn pread64 pwrite64 readv writev access pipe select sched_yield "
+    "mremap msync mincore madvise dup dup2 pause nanosleep getitimer alarm setitimer getpid exit "
+    "wait4 uname fsync fdatasync ftruncate getdents getcwd chdir fchdir readlink umask "
+    "gettimeofday getrlimit getrusage sysinfo times getuid getgid geteuid getegid getppid getpgrp "
+    "getgroups getresuid getresgid getpgid getsid rt_sigpending rt_sigtimedwait sigaltstack "
+    "getpriority arch_prctl gettid time futex sched_getaffinity getdents64 set_tid_address "
+    "restart_syscall fadvise64 clock_gettime clock_getres clock_nanosleep exit_group epoll_wait "
+    "epoll_ctl waitid openat newfstatat readlinkat faccessat pselect6 ppoll set_robust_list "
+    "epoll_pwait eventfd2 epoll_create1 dup3 pipe2 getcpu getrandom membarrier statx rseq "
+    "close_range faccessat2"
+)
+# What a scratch directory needs besides.
+FILES = numbers("truncate rename mkdir rmdir unlink mkdirat unlinkat renameat renameat2")
+# What only the server needs.
+SERVER = numbers("kill sendmsg recvmsg setpgid capset setpriority setrlimit seccomp pidfd_open")
+MOUNTING = numbers("mount unshare")  # the scratch directory of a run at level namespaces
+PRETEND = numbers("chmod fchmod utime utimes futimesat fchmodat utimensat fchmodat2")
 IOCTLS = [0x5401, 0x541B, 0x5421, 0x5450, 0x5451]  # TCGETS, FIO*
 NOTIFY_RECEIVE, NOTIFY_SEND = 0xC0502100, 0xC0182101
 # Locks; SETOWN SETSIG SETOWN_EX SETLEASE NOTIFY SETPIPE_SZ: they kill, or take memory.
@@ -48,40 +51,42 @@ SUCCESS, EPERM, EAGAIN, ENOSYS = 0x50000, 0x50001, 0x5000B, 0x50026
 # BPF: load a word, keep some of its bits, jump if equal, jump if greater or equal, return.
 LOAD, AND, IF_EQUAL, IF_AT_LEAST, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
-X86_64, X32_NUMBERS = 0xC000003E, 0x40000000
+X32_NUMBERS = 0x40000000  # of x86-64: the same calls with other numbers
 
 
 def instruction(code: int, if_true: int, if_false: int, k: int) -> bytes:
     return struct.pack("HBBI", code, if_true, if_false, k)
 
 
-def rule(numbers: list[int], verdict: int) -> list[bytes]:
+def rule(calls: list[int], verdict: int) -> list[bytes]:
     """`verdict` for these calls."""
     instructions = []
-    for number in numbers:
+    for number in calls:
         instructions.append(instruction(IF_EQUAL, 0, 1, number))
         instructions.append(instruction(RETURN, 0, 0, verdict))
     return instructions
 
 
 def argument_rule(
-    number: int, argument: int, values: list[int], verdict: int, otherwise: int, mask=0xFFFFFFFF
+    name: str, argument: int, values: list[int], verdict: int, otherwise: int, mask=0xFFFFFFFF
 ) -> list[bytes]:
-    """If the call is `number`: `verdict` when its argument (low 32 bits, after `mask`) is one of
+    """For the call of this name: `verdict` when its argument (low 32 bits, after `mask`) is one of
     `values`, else `otherwise`."""
+    if name not in NUMBERS:
+        return []
     body = [
         instruction(LOAD, 0, 0, ARGUMENTS_OFFSET + 8 * argument),
         instruction(AND, 0, 0, mask),
         *rule(values, verdict),
         instruction(RETURN, 0, 0, otherwise),
     ]
-    return [instruction(IF_EQUAL, 0, len(body), number), *body]
+    return [instruction(IF_EQUAL, 0, len(body), NUMBERS[name]), *body]
 
 
 def assemble(rules: list[bytes], default: int) -> bytes:
     head = [
         instruction(LOAD, 0, 0, ARCHITECTURE_OFFSET),
-        instruction(IF_EQUAL, 1, 0, X86_64),
+        instruction(IF_EQUAL, 1, 0, AUDIT_CODES[MACHINE]),
         instruction(RETURN, 0, 0, KILL_PROCESS),
         instruction(LOAD, 0, 0, NUMBER_OFFSET),
         instruction(IF_AT_LEAST, 0, 1, X32_NUMBERS),
@@ -95,17 +100,17 @@ def server_filter(level: str) -> bytes:
     if level == "namespaces":
         files = rule(FILES + MOUNTING, ALLOW)
     else:  # reading alone
-        files = argument_rule(OPEN, 1, [0], ALLOW, EPERM, WRITES)
-        files += argument_rule(OPENAT, 2, [0], ALLOW, EPERM, WRITES)
+        files = argument_rule("open", 1, [0], ALLOW, EPERM, WRITES)
+        files += argument_rule("openat", 2, [0], ALLOW, EPERM, WRITES)
     rules = [
         *files,
-        *rule([*RUN, *SERVER, FORK, TGKILL, PRLIMIT, PRCTL], ALLOW),
+        *rule([*RUN, *SERVER, *numbers("fork tgkill prlimit64 prctl")], ALLOW),
         *rule(PRETEND, SUCCESS),
-        *rule([CLONE3], ENOSYS),
-        *argument_rule(CLONE, 0, [THREAD], NOTIFY, ALLOW, mask=THREAD),
-        *rule([VFORK], EAGAIN),
-        *argument_rule(IOCTL, 1, [*IOCTLS, NOTIFY_RECEIVE, NOTIFY_SEND], ALLOW, EPERM),
-        *argument_rule(FCNTL, 1, FCNTLS_REFUSED, EPERM, ALLOW),
+        *rule(numbers("clone3"), ENOSYS),
+        *argument_rule("clone", 0, [THREAD], NOTIFY, ALLOW, mask=THREAD),
+        *rule(numbers("vfork"), EAGAIN),
+        *argument_rule("ioctl", 1, [*IOCTLS, NOTIFY_RECEIVE, NOTIFY_SEND], ALLOW, EPERM),
+        *argument_rule("fcntl", 1, FCNTLS_REFUSED, EPERM, ALLOW),
     ]
     return assemble(rules, EPERM)
 
@@ -115,12 +120,12 @@ def run_filter() -> bytes:
     capabilities."""
     pr_set_name = 15
     rules = [
-        *rule([*SERVER, *MOUNTING, TGKILL], EPERM),
-        *rule([FORK], EAGAIN),
-        *argument_rule(CLONE, 0, [THREAD], ALLOW, EAGAIN, mask=THREAD),
-        *argument_rule(CLOSE_RANGE, 2, [0], ALLOW, EPERM),
-        *argument_rule(PRCTL, 0, [pr_set_name], ALLOW, EPERM),
-        *argument_rule(PRLIMIT, 0, [0], ALLOW, EPERM),
+        *rule([*SERVER, *MOUNTING, NUMBERS["tgkill"]], EPERM),
+        *rule(numbers("fork"), EAGAIN),
+        *argument_rule("clone", 0, [THREAD], ALLOW, EAGAIN, mask=THREAD),
+        *argument_rule("close_range", 2, [0], ALLOW, EPERM),
+        *argument_rule("prctl", 0, [pr_set_name], ALLOW, EPERM),
+        *argument_rule("prlimit64", 0, [0], ALLOW, EPERM),
     ]
     return assemble(rules, ALLOW)
 
@@ -135,4 +140,4 @@ class Program(ctypes.Structure):
 def install(program: bytes, flags: int = 0) -> int:
     """Install a filter. With flags=8, returns the descriptor on which it asks."""
     structure = Program(len(program) // 8, program)
-    return must(LIBC.syscall(SECCOMP, 1, flags, ctypes.byref(structure)), "seccomp")
+    return must(LIBC.syscall(NUMBERS["seccomp"], 1, flags, ctypes.byref(structure)), "seccomp")

@@ -50,10 +50,10 @@ from jail.isolation import (  # noqa: E402
 from jail.seccomp import (  # noqa: E402
     NOTIFY_RECEIVE,
     NOTIFY_SEND,
-    TGKILL,
     install,
     server_filter,
 )
+from jail.syscalls import NUMBERS  # noqa: E402
 
 LIMITS = ("wall", "cpu", "memory", "output", "scratch", "files", "threads")
 MAX_LIMIT = 1 << 50
@@ -173,7 +173,7 @@ class Server:
             notification = fcntl.ioctl(self.listener, NOTIFY_RECEIVE, bytes(80))
             request, tid = struct.unpack_from("QI", notification)
             for number, run in self.runs.items():
-                if LIBC.syscall(TGKILL, run.pid, tid, 0) != 0:
+                if LIBC.syscall(NUMBERS["tgkill"], run.pid, tid, 0) != 0:
                     continue  # the thread belongs to another run
                 run.threads_left -= 1
                 if run.threads_left < 0:
