@@ -45,7 +45,7 @@ def structure(script: str) -> str:
         kind = blocks[0]
     elif "Agent(" not in script:
         kind = "none"
-    elif re.search(r"^\s*(for|while)\b", script, re.MULTILINE):
+    elif re.search(r"^[ \t]*(for|while)\b", script, re.MULTILINE):
         kind = "loop"
     else:
         kind = "sequence" if script.count("Agent(") > 1 else "single"
