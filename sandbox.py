@@ -20,8 +20,8 @@ machine:
 | wall, CPU, memory, output, files, threads | limited | limited | limited, but for threads |
 | is chosen | first | where namespaces fail | only by name |
 
-Not covered: bugs of the kernel, side channels. Linux on x86-64, and on aarch64, where nobody has run
-it yet.
+Not covered: bugs of the kernel, side channels. Linux on x86-64, and on aarch64, where nobody has
+run it yet.
 
     python sandbox.py FILE.py      run one file and print its outcome as JSON
     python sandbox.py --check      which level works here, and why not a better one
