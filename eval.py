@@ -389,7 +389,7 @@ def check(config: Config) -> None:
 
 
 def weights_hash(model: str) -> str:
-    """A hash of the weights in a local folder or file: a checkpoint keeps its name as it learns.
+    """A hash of a local file, or of a folder's weights: a checkpoint keeps its name as it learns.
 
     A model that is elsewhere has only its name.
     """
@@ -417,8 +417,8 @@ def open_folder(config: Config, out: pathlib.Path) -> None:
     def settings(flags: Config) -> dict:
         return {name: value for name, value in asdict(flags).items() if name not in FREE_FLAGS}
 
-    models = [model for model in (config.model, config.designer, config.executor) if model]
-    weights = {"weights": [weights_hash(model) for model in models]}
+    files = config.model, config.designer, config.executor, config.plugin
+    weights = {"weights": [weights_hash(name) for name in files if name]}
     wanted = settings(config) | weights
     path = out / "config.json"
     if path.exists():

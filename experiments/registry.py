@@ -196,6 +196,7 @@ CLAIMS = {
         "44.78 against 31.40 for a single agent, 33.26 trained by GRPO (math average)",
         (
             against("stagewise", "coder agent"),
+            against("stagewise, 48 tokens", "coder agent, 48 tokens", "with longer replies: "),
             own_minus_votes("votes of the same weights", "votes"),
             own_minus_votes("votes with the tool, same weights", "votes with the tool"),
             own_minus_votes("votes with the tool of the trained agent", "votes of the agent"),

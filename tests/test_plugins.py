@@ -1,6 +1,7 @@
 """Plug-ins: a file of the reader's own changes the method; a wrong one ends in one line."""
 
 import asyncio
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import QUESTION, ROOT, SMALL_RUN, Scripted, execute, grow, lines
 
 import credit
 import designer
+import eval as evaluation
 import executor
 import mas
 import tasks
@@ -155,6 +157,19 @@ def test_a_run_with_a_plugin(tmp_path):
     write(tmp_path, text)
     with pytest.raises(UserError, match="is not what the run .* began with"):
         train.main(["--out", str(out), "--resume", "--steps", "3"])
+
+
+def test_an_evaluation_with_a_plugin(tmp_path):
+    """It goes on with the same file alone."""
+    path = write(tmp_path, (EXAMPLES / "questions.py").read_text())
+    flags = ["--model", "tiny/arithmetic", "--tasks", "sums", "--limit", "2", "--modes", "single"]
+    flags += ["--reply-tokens", "24", "--plugin", path, "--out", str(tmp_path / "results")]
+    evaluation.main(flags)
+    (result,) = json.loads((tmp_path / "results" / "results.json").read_text())["results"]
+    assert result["tasks"] == "sums" and result["questions"] == 2
+    write(tmp_path, (EXAMPLES / "questions.py").read_text() + "# another\n")
+    with pytest.raises(UserError, match="other settings"):
+        evaluation.main(flags)
 
 
 # -------------------------------------------------------------------------------- what can be wrong
