@@ -18,7 +18,7 @@ import threading
 import traceback
 import types
 
-from jail.isolation import LIBC, NEWNS, PR_SET_DUMPABLE, die_with_parent, drop_capabilities, must
+from jail.isolation import LIBC, NEWNS, die_with_parent, drop_capabilities, must
 from jail.seccomp import RUN_FILTER, install
 from jail.syscalls import NUMBERS
 
@@ -62,7 +62,6 @@ def enter_run(fds: list[int], limits: dict, level: str, server: int) -> None:
         if limits["scratch"]:
             mount_scratch(limits)
         drop_capabilities()
-    LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     for name, limit in (
         (resource.RLIMIT_CPU, math.ceil(limits["cpu"])),
         (resource.RLIMIT_AS, limits["memory"]),

@@ -44,7 +44,7 @@ def readable_paths() -> list[str]:
         os.path.dirname(os.__file__),
         *("/usr/lib", "/lib", "/lib64"),
         *("/usr/share/zoneinfo", "/etc/localtime"),
-        *("/dev/null", "/dev/zero", "/dev/urandom"),
+        *("/dev/null", "/dev/urandom"),
     }
     return sorted(path for path in paths if os.path.exists(path))
 

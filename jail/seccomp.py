@@ -41,6 +41,9 @@ IOCTLS = [0x5401, 0x541B, 0x5421, 0x5450, 0x5451]  # TCGETS, FIO*
 NOTIFY_RECEIVE, NOTIFY_SEND = 0xC0502100, 0xC0182101
 # Locks; SETOWN SETSIG SETOWN_EX SETLEASE NOTIFY SETPIPE_SZ: they kill, or take memory.
 FCNTLS_REFUSED = [5, 6, 7, 36, 37, 38, 8, 10, 15, 1024, 1026, 1031]
+# MAP_SHARED | MAP_ANONYMOUS: memory that lives on when all but one of its pages are unmapped, which
+# no limit counts. /dev/zero, the other way to it, is not to be seen (isolation.py).
+SHARED_ANONYMOUS = 0x21
 THREAD = 0x10400  # CLONE_THREAD | CLONE_FS ...: flags by which a clone is a thread
 TMPFILE = getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
 WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | TMPFILE  # flags of an open that is not reading
@@ -126,6 +129,7 @@ def run_filter() -> bytes:
         *argument_rule("close_range", 2, [0], ALLOW, EPERM),
         *argument_rule("prctl", 0, [pr_set_name], ALLOW, EPERM),
         *argument_rule("prlimit64", 0, [0], ALLOW, EPERM),
+        *argument_rule("mmap", 3, [SHARED_ANONYMOUS], EPERM, ALLOW, mask=SHARED_ANONYMOUS),
     ]
     return assemble(rules, ALLOW)
 

@@ -40,6 +40,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from jail import child  # noqa: E402
 from jail.isolation import (  # noqa: E402
     LIBC,
+    PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
     die_with_parent,
     drop_capabilities,
@@ -258,6 +259,9 @@ def main() -> None:
     if level == "landlock":
         drop_capabilities()
         landlock()
+    # From here on no run can name what is open here, or in another run, under /proc: what it forks
+    # has this flag from its first instruction.
+    must(LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")
     listener = None
     if level != "none":
         listener = install(server_filter(level), flags=8)

@@ -90,7 +90,7 @@ for number, values in ((57, ()), (58, ()), (56, (17,)), (56, (0x4111,)), (435, (
         "crash",
         """
 import ctypes, mmap  # the 32-bit door to the kernel: getpid by int 0x80
-page = mmap.mmap(-1, 4096, prot=7)
+page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE, prot=7)
 page.write(bytes.fromhex("b814000000cd80c3"))
 address = ctypes.addressof(ctypes.c_char.from_buffer(page))
 print("ESCAPE:int80", ctypes.CFUNCTYPE(ctypes.c_int)(address)())

@@ -61,7 +61,11 @@ def run(code, stdin=b"", level="auto", **limits):
         ("while True: pass", "timeout", ""),
         ("import time; time.sleep(60)", "timeout", ""),
         ("x = 'x' * (1 << 31)", "memory", ""),
-        ("import mmap\nheld = [mmap.mmap(-1, 64 << 20) for _ in range(9)]", "memory", ""),
+        (
+            "from mmap import *\nheld = [mmap(-1, 64 << 20, flags=MAP_PRIVATE) for _ in range(9)]",
+            "memory",
+            "",
+        ),
         ("import sys\nwhile True: sys.stdout.write('x' * 1000)", "output", "x" * 5000),
         ("import os; os.fork()", "processes", ""),
         (
