@@ -90,8 +90,8 @@ async def sample_design(
 
     Raises EngineError.
     """
-    prompt_ids = policy.render(designer_messages(question))
     try:
+        prompt_ids = policy.render(designer_messages(question))
         completion = await engine.sample(
             prompt_ids, max_tokens, seed_of(*seed, "design"), temperature
         )

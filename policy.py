@@ -60,7 +60,7 @@ class Policy:
         limit = context_length(self.model)
         self.max_length = min(limit, max_length or limit)
         self.way, self.note = FAST, "unchecked"  # lib/model_check.py
-        self.chat = ChatTemplate(path, self.tokenizer)
+        self.chat = ChatTemplate(path, self.tokenizer, self.max_length)
         self.end_ids, self.pad_id = special_ids(path, self.tokenizer, self.model, self.chat)
 
     def render(self, messages: list[dict]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from jinja2 import TemplateError
 
-from lib.errors import UserError
+from lib.errors import PromptTooLong, UserError
 
 MARK = "\ue000"  # a private character: marks where a text spells a control token
 PROBE = {"system": "Be brief.", "user": "Which number?", "assistant": "It is seven."}
@@ -21,9 +21,14 @@ PROBE = {"system": "Be brief.", "user": "Which number?", "assistant": "It is sev
 class ChatTemplate:
     """Renders conversations for one tokenizer."""
 
-    def __init__(self, path: str, tokenizer):
-        """Raises UserError if the template can't render what agents say to each other."""
+    def __init__(self, path: str, tokenizer, max_tokens: int = 1 << 20):
+        """Raises UserError if the template can't render what agents say to each other.
+
+        max_tokens: of a conversation. What has more characters than so many of the longest token is
+        refused unread: tokenising a million takes seconds, in which nothing else moves.
+        """
         self.tokenizer = tokenizer
+        self.max_characters = max_tokens * max(map(len, tokenizer.get_vocab()))
         special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
         spellings = sorted(filter(None, special), key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
@@ -59,11 +64,16 @@ class ChatTemplate:
 
     @lru_cache(maxsize=4096)  # the designs of a question, and the agents of a vote, ask the same
     def to_ids(self, conversation: tuple) -> tuple[int, ...]:
-        """Token ids of ((role, content), ...), up to where the assistant speaks next."""
+        """Token ids of ((role, content), ...), up to where the assistant speaks next.
+
+        Raises PromptTooLong.
+        """
+        num_characters = sum(len(content) for _, content in conversation)
+        if num_characters > self.max_characters:
+            raise PromptTooLong(f"a prompt of {num_characters} characters")
         spelled = []
-        mark = MARK  # so long that no content has it
-        while any(mark in content for _, content in conversation):
-            mark += MARK
+        runs = [run for _, content in conversation for run in re.findall(f"{MARK}+", content)]
+        mark = MARK * (1 + max(map(len, runs), default=0))  # so long that no content has it
 
         def hide(match) -> str:
             spelled.append(match[0])

@@ -1,12 +1,14 @@
 """From a conversation to tokens, for templates and tokenizers of every kind."""
 
+import time
+
 import pytest
 from conftest import ROOT
 from transformers import AutoTokenizer
 
 from designer import designer_messages
-from lib.chat import ChatTemplate
-from lib.errors import UserError
+from lib.chat import MARK, ChatTemplate
+from lib.errors import PromptTooLong, UserError
 from lib.loading import special_ids
 from tiny import registry
 
@@ -81,3 +83,17 @@ def test_a_model_without_an_end_token_is_refused(tokenizer, policy, monkeypatch)
     tokenizer.chat_template = REFUSES.replace("<|end|>", "")
     with pytest.raises(UserError, match="--model m: no end token"):
         special_ids("m", tokenizer, policy.model, ChatTemplate("m", tokenizer))
+
+
+def test_what_can_not_fit_is_refused_unread():
+    """And a text of marks is no loop over itself."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
+    chat = ChatTemplate("m", tokenizer, max_tokens=100)
+    started = time.process_time()
+    for text in ("1 " * 500_000, MARK * 1_000_000):
+        with pytest.raises(PromptTooLong, match="characters"):
+            chat.to_ids((("user", text),))
+    longest = max(tokenizer.get_vocab(), key=len)
+    assert chat.to_ids((("user", longest * 99),))
+    assert ChatTemplate("m", tokenizer).to_ids((("user", MARK * 20_000),))
+    assert time.process_time() - started < 2
