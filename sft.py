@@ -35,6 +35,7 @@ from transformers import AutoTokenizer
 
 import designer
 import tasks
+from config import is_server
 from data_types import Budget, Sample, Tree
 from engines import open_engine
 from engines.hf import HFEngine
@@ -313,7 +314,7 @@ async def collect(config: Config, out: pathlib.Path) -> int:
     questions = tasks.load(config.tasks, "train", config.seed, config.questions, config.data_dir)
     progress = out.with_name(out.name + ".progress")
     done, count = resume_collection(config, out, progress)
-    if config.teacher.startswith(("http://", "https://")):
+    if is_server(config.teacher):
         from engines.openai_api import ChatEngine
 
         engine = policy = ChatEngine(config.teacher, config.teacher_model)
