@@ -418,7 +418,7 @@ def test_tables_and_figures_are_drawn_from_the_published_runs(study, tmp_path):
         assert claims == page(study, results)
     experiments.draw(study, results, tmp_path)
     drawn = {path.name: path for path in tmp_path.glob("*.svg")}
-    assert drawn and set(drawn) == {path.name for path in study.folder.glob("claim-*.svg")}
+    assert drawn and set(drawn) == {path.name for path in study.folder.glob("*.svg")}
 
     def shapes(path):  # paths and texts, without what differs between releases of matplotlib
         return re.findall(r' d="([^"]+)"', path.read_text())
