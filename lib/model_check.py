@@ -74,12 +74,18 @@ def check_weights(policy) -> None:
 
 def check_designer_prompt(policy, questions: list[Question]) -> None:
     """Refuse a context that not even the shortest of some questions leaves a token in."""
-    prompts = [policy.render(designer.designer_messages(question)) for question in questions[:20]]
-    length = min(map(len, prompts), default=0)
-    if length >= policy.max_length:
+
+    def fits(question: Question) -> bool:
+        try:
+            prompt_ids = policy.render(designer.designer_messages(question))
+        except PromptTooLong:
+            return False
+        return len(prompt_ids) < policy.max_length
+
+    if questions and not any(map(fits, questions[:20])):
         raise UserError(
-            f"--model {policy.path}: the designer's prompt has {length} tokens, "
-            f"and its context {policy.max_length} (--max-length)"
+            f"--model {policy.path}: the designer's prompt does not fit into its context of "
+            f"{policy.max_length} tokens (--max-length)"
         )
 
 

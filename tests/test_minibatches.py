@@ -10,6 +10,7 @@ from conftest import QUESTION, learner
 from runs import same, start, train_run, wait_for_steps, weights
 from test_update import batch
 
+import credit
 import train
 from config import Config
 from data_types import Call, Design, Execution, Tree
@@ -76,7 +77,7 @@ def test_importance_weights_are_of_the_policy_before_the_first_step(monkeypatch)
         seen.append((policy_logprobs_K - sampler_logprobs_K).exp())
         return torch.ones_like(policy_logprobs_K)
 
-    monkeypatch.setattr(train, "importance_weights", spy)
+    monkeypatch.setattr(credit, "importance_weights", spy)
     subject = learner(minibatches=4, lr=1e-3, tis=2.0)
     samples = []
     for sample in as_sampled(subject, batch(ADVANTAGES * 2, varied=False)):
