@@ -81,15 +81,17 @@ def with_config_file(argv: list[str]) -> list[str]:
         if isinstance(value, bool):
             given.append(flag if value else flag.replace("--", "--no-", 1))
         else:
-            given += [flag, *map(str, value if isinstance(value, list) else [value])]
+            values_of_flag = value if isinstance(value, list) else [value]
+            given += [flag, *map(str, values_of_flag)]
     return given + others
 
 
 def log_to(path: pathlib.Path) -> None:
     """What is said goes to this file, too."""
-    for old in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:  # an earlier run's
-        log.removeHandler(old)
-        old.close()
+    for old in list(log.handlers):
+        if isinstance(old, logging.FileHandler):  # an earlier run's, in the same process
+            log.removeHandler(old)
+            old.close()
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)

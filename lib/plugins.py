@@ -118,15 +118,10 @@ def install(names: dict, path: str) -> None:
         raise UserError(f"--plugin {path}: defines none of {', '.join((*FUNCTIONS, *COLLECTIONS))}")
     for name, part in parts.items():
         where = f"--plugin {path}: {name}"
-        if name in COLLECTIONS:
+        if name in FUNCTIONS:
+            replace_ours(name, part, where)
+        else:
             check_collection(part, COLLECTIONS[name], where)
-            continue
-        place, parameters = FUNCTIONS[name]
-        if not inspect.isfunction(part) or list(inspect.signature(part).parameters) != (
-            parameters.split()
-        ):
-            raise UserError(f"{where}: has to be a function of {', '.join(parameters.split())}")
-        setattr(place, name, rewarding(part) if name == "reward" else checked(part, where, name))
     for name, function in parts.get("TASKS", {}).items():
         questions = checked(function, f"--plugin {path}: TASKS[{name!r}]", "TASKS")
         tasks.WORLDS[name] = SimpleNamespace(questions=questions, DESIGNS=designer.FIXED_DESIGNS)
@@ -138,6 +133,20 @@ def install(names: dict, path: str) -> None:
         setattr(mas, function.__name__, function)
         mas.__all__.append(function.__name__)
         executor.MORE_BLOCKS.append(textwrap.dedent(inspect.getsource(function)))
+
+
+def replace_ours(name: str, function, where: str) -> None:
+    """Put the function in the place of ours. Raises UserError if it has other parameters."""
+    place, text = FUNCTIONS[name]
+    parameters = text.split()
+    is_function = inspect.isfunction(function)
+    if not is_function or list(inspect.signature(function).parameters) != parameters:
+        raise UserError(f"{where}: has to be a function of {', '.join(parameters)}")
+    if name == "reward":
+        function = rewarding(function)
+    else:
+        function = checked(function, where, name)
+    setattr(place, name, function)
 
 
 def check_collection(part, kind: type, where: str) -> None:
