@@ -65,6 +65,9 @@ class Config:
     ends higher than in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
     executor_group: Literal["question", "design"] = "question"  # group of an execution
+    price: tuple[float, ...] = (0.0,)
+    """Prices of a thousand sampled tokens, in rewards. Each question has one of them, drawn at
+    random, which its designer is told; a reward is what is left after paying."""
 
     # Update
     lr: float = 5e-4  # learning rate of AdamW, after the warm-up
@@ -77,8 +80,9 @@ class Config:
     loss_mean: Literal["token", "execution"] = "token"
     """What the loss of a role is a mean over. execution: of the tokens of each trajectory first, so
     that a long one weighs no more."""
-    clip: tuple[float, float] = (0.2, 0.2)  # clip range of the ratio, below and above 1
-    dual_clip: float = 0.0  # bound of the loss of a negative advantage, in advantages; 0: none
+    clip: tuple[float, ...] = (0.2, 0.2)
+    """Clip range of the ratio, below and above 1; a third number is the dual clip's, the bound of
+    the loss of a negative advantage, in advantages."""
     kl: float = 0.0  # weight of the KL term to the starting model
     tis: float | None = None
     """Cap of the importance weights that correct for the sampler's log-probabilities; 0 is off. The
@@ -151,6 +155,10 @@ class Config:
             return None
         return self.designer.removeprefix(BY_HAND)
 
+    @property
+    def dual_clip(self) -> float | None:
+        return self.clip[2] if len(self.clip) == 3 else None
+
     def learns(self, roles: tuple[str, ...]) -> bool:
         """Whether any of the roles ever learns."""
         return self.stage in ("stagewise", "both", *roles)
@@ -195,7 +203,7 @@ PAPER = replace(
     warmup=10,
     lr_schedule="cosine",
     minibatches=16,
-    dual_clip=3.0,
+    clip=(0.2, 0.2, 3.0),
     design_tokens=8192,
     reply_tokens=8192,
     max_calls=16,

@@ -117,7 +117,7 @@ def policy_loss(
     """The clipped loss of each token, and statistics as sums over tokens.
 
     dual_clip c > 1 bounds the loss of a negative advantage A at -c A. lengths, the tokens of each
-    completion, is for losses of whole sequences; this one has no use for it.
+    completion, is for losses of whole sequences.
 
     >>> new, old = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()  # ratio 2
     >>> policy_loss(new, old, torch.tensor([1.0]))[0]  # clipped at 1.2

@@ -65,7 +65,10 @@ def designer_messages(question: Question) -> list[dict]:
     """The conversation shown to the designer."""
     tools, blocks = ", ".join(question.tools) or "none", ", ".join(mas.__all__)
     documentation = PROMPT.format(reference=block_reference(), example=FIXED_DESIGNS["reflect"])
-    first_line = f"{ROLE} Tools of the agents: {tools}. Blocks: {blocks}."
+    price = f"Price: {question.price:g}. " if question.price else ""
+    if price:
+        documentation += "\nThe price is that of a thousand tokens, where a right answer earns 1."
+    first_line = f"{ROLE} {price}Tools of the agents: {tools}. Blocks: {blocks}."
     return [
         {"role": "system", "content": f"{first_line}\n{documentation}"},
         {"role": "user", "content": question.prompt},

@@ -12,6 +12,7 @@
 | self-consistency+python | the same, of k agents with the tool | k, and after each tool call |
 | fixed | the set's hand-written designs: tasks.designs_by_hand | as written |
 | metaagent | the model's own design for each question, executed by the same model | as designed |
+| metaagent: price P | the same, where the designer is told a price: --prices 0,2,5 | as designed |
 
 A code question is solved when its program passes all tests. Accuracy is the mean over --samples
 answers. Tokens are sampled tokens, of the design and of all calls; what the model reads, every call
@@ -52,6 +53,8 @@ from lib.errors import InfrastructureError, UserError
 from lib.files import atomic_write
 from lib.metrics import eval_score, unique_name
 from lib.model_check import check_model
+from lib.plots import draw_front
+from lib.prices import draw_prices, front, name_at
 from lib.shapes import read_shapes
 from lib.statistics import Result, record, summarise, table
 from lib.votes import group_answers
@@ -82,6 +85,9 @@ class Config:
     tasks: str = "registry"  # sets: names, rg:GENERATOR or paths to .jsonl files
     modes: str = "single,self-consistency,fixed,metaagent"  # who answers
     samples: int = 1  # answers per question
+    prices: str = "0"
+    """Prices of a thousand tokens, in rewards, that metaagent's designer is told, one after the
+    other: 0,2,5. More than one gives the front of accuracy against tokens."""
     vote_tokens: float = 0.0
     """Sampled tokens per question for self-consistency; 0: as many as metaagent used."""
     limit: int = 100  # max questions per set
@@ -192,12 +198,16 @@ class Evaluation:
         self.answers = answers
         self.results: dict[str, Result] = {}
 
-    async def run(self, modes: list[str], vote_tokens: float, progress: Callable) -> list[Result]:
+    async def run(
+        self, modes: list[str], vote_tokens: float, progress: Callable, prices=(0.0,)
+    ) -> list[Result]:
         """The results in the order of `modes`."""
         votes = [mode for mode in modes if mode in VOTERS]
         # What self-consistency needs to know its k, even if nobody asked to see it.
+        prices = prices if "metaagent" in modes else (0.0,)
         if "metaagent" in modes or (votes and not vote_tokens):
-            await self.answer("metaagent", None, progress)
+            for price in prices:
+                await self.answer(name_at(price), None, progress, price=price)
         alone = ["single"] if "single" in modes else []
         for name in dict.fromkeys([*alone, *(VOTERS[mode] for mode in votes)]):
             await self.answer(name, FIXED_DESIGNS[name], progress)
@@ -206,7 +216,7 @@ class Evaluation:
                 await self.answer(f"fixed: {name}", script, progress)
         for mode in votes:
             voter = VOTERS[mode]
-            budget = vote_tokens or self.results["metaagent"].tokens
+            budget = vote_tokens or self.results[name_at(prices[0])].tokens
             k = max(1, round(budget / max(1.0, self.results[voter].tokens)))
             await self.answer(f"{mode} (k={k})", FIXED_DESIGNS[voter], progress, num_votes=k)
 
@@ -217,7 +227,9 @@ class Evaluation:
                     ordered.append(result)
         return ordered
 
-    async def answer(self, mode: str, script, progress: Callable, num_votes: int = 1) -> None:
+    async def answer(
+        self, mode: str, script, progress: Callable, num_votes: int = 1, price: float = 0.0
+    ) -> None:
         """Answer in portions, so that little is lost when the evaluation is stopped."""
         todo = [q for q in self.questions if self.answers.get(self.name, mode, q) is None]
         progress(len(self.questions) - len(todo))
@@ -229,7 +241,7 @@ class Evaluation:
 
         for start in range(0, len(todo), PORTION):
             trees = await self.rollout.rollout(
-                todo[start : start + PORTION],
+                draw_prices(todo[start : start + PORTION], (price,)),
                 num_designs=self.samples,
                 num_executions=num_votes,
                 seed=(*self.seed, mode),
@@ -251,16 +263,18 @@ async def evaluate(
     seed: tuple = (0,),
     answers: Answers | None = None,
     vote_tokens: float = 0.0,
+    prices: tuple[float, ...] = (0.0,),
 ) -> list[Result]:
     """Every mode on the same questions.
 
     Args:
         samples: answers per question and mode.
         vote_tokens: tokens per question for self-consistency; 0: as many as metaagent used.
+        prices: of a thousand tokens, for metaagent, which answers at each.
     """
     evaluation = Evaluation(rollout, name, questions, samples, seed, answers or Answers())
     with tqdm(desc=name, unit=" answers", mininterval=1, leave=False, disable=None) as bar:
-        return await evaluation.run(list(modes), vote_tokens, bar.update)
+        return await evaluation.run(list(modes), vote_tokens, bar.update, prices)
 
 
 async def run(config: Config) -> list[Result]:
@@ -299,6 +313,7 @@ async def run(config: Config) -> list[Result]:
                 seed=(config.seed, name),
                 answers=answers,
                 vote_tokens=config.vote_tokens,
+                prices=parse_prices(config.prices),
             )
     return results
 
@@ -359,6 +374,21 @@ def load_sets(config: Config) -> list[tuple[str, list[Question]]]:
     return sets
 
 
+def parse_prices(text: str) -> tuple[float, ...]:
+    """Raises UserError.
+
+    >>> parse_prices("0,2.5")
+    (0.0, 2.5)
+    """
+    try:
+        prices = tuple(float(price) for price in text.split(","))
+    except ValueError:
+        prices = (math.nan,)
+    if not all(0 <= price < math.inf for price in prices):
+        raise UserError(f"--prices {text}: has to be numbers, 0 or more, such as 0,2,5")
+    return tuple(dict.fromkeys(prices))
+
+
 def check(config: Config) -> None:
     """Refuse what can't work, before anything is loaded. Raises UserError."""
     unknown = sorted(set(config.modes.split(",")) - set(MODES))
@@ -384,6 +414,7 @@ def check(config: Config) -> None:
         raise UserError("--serve, --ask: one or the other")
     if not 0 <= config.port < 1 << 16:
         raise UserError(f"--port {config.port}: a number from 0 (any free one) to 65535")
+    parse_prices(config.prices)
     if config.ask is None and not config.serve:
         load_sets(config)
 
@@ -406,7 +437,7 @@ def weights_hash(model: str) -> str:
 
 # Flags that do not change the answers to a question.
 FREE_FLAGS = (
-    *("out", "url", "sandbox", "limit", "modes", "tasks", "data_dir"),
+    *("out", "url", "sandbox", "limit", "modes", "tasks", "data_dir", "prices"),
     *("ask", "gold", "designs", "executions", "html", "serve", "port"),
 )
 
@@ -447,10 +478,15 @@ def main(argv: list[str]) -> None:
     if not results:
         return
     text = table(results)
+    has_front = "," in config.prices
+    if has_front:
+        text += "\n\n" + front(results)
     if out:
         rows = {"config": asdict(config), "results": [asdict(result) for result in results]}
         atomic_write(out / "results.md", text + "\n")
         atomic_write(out / "results.json", json.dumps(rows, indent=1))
+        if has_front:
+            draw_front(results, out / "front.png")
     log.info(text)
 
 

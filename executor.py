@@ -10,9 +10,9 @@ The script runs in the sandbox and talks over a pipe, one JSON message a line:
     {"op": "submit", "reply": 0}             ->      the answer is reply 0
 
 Two rules hold whatever the script does. It can only submit what an agent said: `submit` carries the
-number of a reply, never a text (trap 11). It sees the question and replies. Every call is recorded
-here, as token ids, and not by the script (trap 2). Failures of the script score 0; those of engine
-or sandbox are infra_error and left out (trap 9).
+number of a reply, never a text (trap 11). Every call is recorded here, as token ids, and not by the
+script (trap 2). Failures of the script score 0; those of engine or sandbox are infra_error and left
+out (trap 9).
 
 Test: `pytest tests/test_executor.py`. Read next: rollout.py.
 """

@@ -20,6 +20,7 @@ from data_types import Design, Execution, Question, Tree
 from designer import sample_design
 from executor import Executor, Runtime
 from lib.errors import EngineError, InfrastructureError
+from lib.prices import net_rewards
 
 
 class Rollout:
@@ -96,8 +97,7 @@ class Rollout:
 
 
 def stack_rewards(trees: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
-    """rewards_Q_M_N, and valid_Q_M_N: False where the infrastructure failed."""
-    executions_Q_M_N = [tree.executions for tree in trees]
-    rewards = [[[e.reward for e in row] for row in rows] for rows in executions_Q_M_N]
-    valid = [[[e.valid for e in row] for row in rows] for rows in executions_Q_M_N]
+    """rewards_Q_M_N less what tokens cost, valid_Q_M_N: False where the infrastructure failed."""
+    rewards = [net_rewards(tree) for tree in trees]
+    valid = [[[e.valid for e in row] for row in tree.executions] for tree in trees]
     return torch.tensor(rewards), torch.tensor(valid)

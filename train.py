@@ -80,7 +80,7 @@ class Learner:
             steps.append((minibatch, micro_batches))
         grad_norms = [self.step(*step, stats) for step in steps]
         if steps:
-            check_alive(self, micro_batches[-1])  # of the last mini-batch
+            check_alive(self, micro_batches[-1])
         num_trained = sum(minibatch.num_trained for minibatch in minibatches)
         return {
             **stats.means(len(minibatches), num_trained),
@@ -122,8 +122,8 @@ class Learner:
             logprobs_K,
             old_logprobs_K,
             advantages_K,
-            config.clip,
-            config.dual_clip or None,
+            config.clip[:2],
+            config.dual_clip,
             [len(sample.completion_ids) for sample in micro_batch.samples],
         )
         loss_K = loss_K * importance_K

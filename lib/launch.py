@@ -28,6 +28,7 @@ from lib.cli import flag_name, log
 from lib.errors import EngineError, InfrastructureError, UserError
 from lib.files import atomic_write, complete_lines
 from lib.model_check import check_designer_prompt, check_model
+from lib.prices import draw_prices
 from lib.ways import set_attention, set_way
 from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
@@ -146,7 +147,8 @@ def load_questions(config, num_questions: int) -> tuple[list[Question], list[Que
             f"--tasks {config.tasks}: {len(questions)} training questions, "
             f"fewer than --questions {config.questions}"
         )
-    return questions, heldout_questions
+    prices, seed = config.price, config.seed
+    return draw_prices(questions, prices, seed), draw_prices(heldout_questions, prices, seed)
 
 
 def check_questions(out: pathlib.Path, questions: list[Question]) -> None:
@@ -388,7 +390,8 @@ def read_config(out: pathlib.Path, config_class):
     try:
         saved = json.loads((out / "config.json").read_text())
         saved.pop("questions_hash", None)
-        saved["clip"] = tuple(saved["clip"])  # JSON has no tuples
+        for name in ("clip", "price"):
+            saved[name] = tuple(saved[name])  # JSON has no tuples
         return config_class(**saved)
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"--resume: no run in {out} (no config.json of this version)") from None
@@ -398,16 +401,19 @@ def check(config, world: int) -> None:
     """Refuse what can't work, before anything is loaded. Raises UserError."""
     at_least_1 = "steps questions designs executions phase_steps design_tokens reply_tokens"
     cli.check_at_least(config, 1, f"{at_least_1} max_calls eval_size minibatches")
-    at_least_0 = "eval_every save_every kl max_length batch_tokens warmup resample dual_clip lora"
+    at_least_0 = "eval_every save_every kl max_length batch_tokens warmup resample lora"
     cli.check_at_least(config, 0, at_least_0)
-    if 0 < config.dual_clip <= 1 or config.dual_clip == math.inf:
-        raise UserError(f"--dual-clip {config.dual_clip}: must be 0 (off) or above 1")
     if not config.importance_cap >= 0:
         raise UserError(f"--tis {config.tis}: the cap has to be 0 (off) or more")
     if not 0 < config.lr < math.inf:
         raise UserError(f"--lr {config.lr}: must be a positive number")
-    if not all(0 < bound < math.inf for bound in config.clip):
-        raise UserError(f"--clip {config.clip[0]} {config.clip[1]}: must be positive numbers")
+    clip = " ".join(map(str, config.clip))
+    if len(config.clip) not in (2, 3) or not all(0 < bound < math.inf for bound in config.clip):
+        raise UserError(f"--clip {clip}: must be two positive numbers, or three with a dual clip")
+    if config.clip[2:] and config.clip[2] <= 1:
+        raise UserError(f"--clip {clip}: the dual clip has to be above 1")
+    if not config.price or not all(0 <= price < math.inf for price in config.price):
+        raise UserError(f"--price {' '.join(map(str, config.price))}: must be numbers, 0 or more")
     if not 0 < config.gpu_memory < 1:
         raise UserError(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
     by_hand = config.design_by_hand

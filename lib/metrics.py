@@ -14,6 +14,7 @@ import torch
 from credit import check_rewards, design_rewards
 from data_types import Question, Tree
 from lib.distributed import all_reduce_max, all_reduce_sum, world_size
+from lib.prices import cost
 from lib.shapes import shape_hash
 
 BLOCKS = ("debate", "reflect", "route", "vote", "judge", "ask_all")
@@ -90,6 +91,7 @@ class ExecutionStats:
     shape: str  # of the design; lib/shapes.py
     status: str
     reward: float
+    cost: float  # what its tokens cost, in rewards; lib/prices.py
     eval_score: float
     num_calls: int
     num_agents: int
@@ -122,6 +124,7 @@ def execution_stats(trees: list[Tree]) -> list[ExecutionStats]:
                         shape=shape_hash(question.prompt, design.script),
                         status=execution.status,
                         reward=execution.reward,
+                        cost=cost(question, design, execution),
                         eval_score=eval_score(question, execution.reward),
                         num_calls=len(execution.calls),
                         num_agents=len({call.agent for call in execution.calls}),
@@ -145,6 +148,7 @@ def rollout_metrics(stats: list[ExecutionStats], shown: frozenset | None = None)
         rewards_of_question.setdefault(s.question, []).append(s.reward)
     return {
         "reward": mean(s.reward for s in valid),
+        "cost": mean(s.cost for s in valid),
         "designer_reward": mean(mean(rewards) for rewards in rewards_of_design.values()),
         "executor_reward": mean(s.reward for s in spoke),
         "valid_designs": mean(s.script_runs for s in valid),

@@ -1,4 +1,4 @@
-"""curves.png: rewards and held-out accuracy, designs, outcomes; the stages as bands.
+"""curves.png: rewards and held-out accuracy, designs, outcomes; the stages as bands. front.png.
 
 Test: `pytest tests/test_train.py`. Read next: memory.py.
 """
@@ -8,6 +8,7 @@ import os
 import pathlib
 
 from lib.files import complete_lines
+from lib.prices import price_of
 
 COLOURS = {"executor": "#d9822b", "designer": "#2b6cd9", "both": "#888888"}
 
@@ -72,3 +73,28 @@ def draw_shares(axis, rows: list[dict], key: str, label: str, colours) -> None:
         shares.append([row[key].get(name, 0) / max(1, sum(row[key].values())) for row in rows])
     axis.stackplot(steps, shares, labels=names, alpha=0.85, colors=colours)
     axis.set_ylabel(label)
+
+
+def draw_front(results: list, path: pathlib.Path) -> None:
+    """Accuracy against sampled tokens: own designs at each price, all else beside them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(result.tasks for result in results))
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, constrained_layout=True
+    )
+    for axis, name in zip(axes[0], names):
+        for is_own, style in ((True, "o-"), (False, "s")):
+            shown = [
+                r for r in results if r.tasks == name and (price_of(r.mode) is not None) == is_own
+            ]
+            shown.sort(key=lambda result: result.tokens)
+            axis.plot([r.tokens for r in shown], [r.accuracy for r in shown], style)
+            for result in shown:
+                axis.annotate(result.mode, (result.tokens, result.accuracy), fontsize=8)
+        axis.set(title=name, xlabel="sampled tokens per answer", ylabel="accuracy")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

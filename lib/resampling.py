@@ -7,6 +7,7 @@ Test: `pytest tests/test_minibatches.py`. Read next: minibatches.py.
 """
 
 from data_types import Tree
+from rollout import stack_rewards
 
 
 async def replace_ties(trees: list[Tree], trainer, step: int) -> int:
@@ -26,4 +27,5 @@ async def replace_ties(trees: list[Tree], trainer, step: int) -> int:
 
 def is_tie(tree: Tree) -> bool:
     """Whether its valid executions all have the same reward, or there are none."""
-    return len({execution.reward for _, execution in tree.pairs() if execution.valid}) < 2
+    rewards_Q_M_N, valid_Q_M_N = stack_rewards([tree])
+    return len(rewards_Q_M_N[valid_Q_M_N].unique()) < 2

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from data_types import Tree
 from lib.errors import SandboxError
 from lib.metrics import KINDS, eval_score, kind_of, structure, unique_name
+from lib.prices import tokens_of
 from lib.shapes import shape_hash
 
 
@@ -78,12 +79,6 @@ def pass_at_k(num_solved: int, num_samples: int, k: int) -> float:
     (0.25, 1.0, 0.8333333333333334)
     """
     return 1 - math.comb(num_samples - num_solved, k) / math.comb(num_samples, k)
-
-
-def tokens_of(design, execution) -> int:
-    """Sampled tokens of an answer: its design and all its calls."""
-    calls = sum(len(call.completion_ids) for call in execution.calls)
-    return len(design.completion_ids) + calls
 
 
 def prompt_tokens_of(design, execution) -> int | None:

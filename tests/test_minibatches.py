@@ -169,7 +169,7 @@ class Stub:
 def tree_of(question, teaches):
     rewards = (0.0, 1.0) if teaches else (1.0, 1.0)
     executions = tuple(Execution((), "x", "answered", reward=reward) for reward in rewards)
-    return Tree(question, (Design("s"),), (executions,))
+    return Tree(replace(QUESTION, id=str(question)), (Design("s"),), (executions,))
 
 
 @pytest.mark.parametrize(
@@ -184,5 +184,5 @@ def test_questions_that_teach_nothing_are_replaced(resample, asked, left):
     trainer = Stub(resample)
     trees = [tree_of(question, question == 1) for question in range(4)]
     num_replaced = asyncio.run(replace_ties(trees, trainer, step=0))
-    assert trainer.asked == asked and [tree.question for tree in trees] == left
+    assert trainer.asked == asked and [int(tree.question.id) for tree in trees] == left
     assert num_replaced == sum(question >= 10 for question in left)

@@ -17,9 +17,9 @@ from sandbox import Sandbox
 # Bottom to top. A file imports only files of the lines above its own, also inside functions.
 LAYERS = """
 data_types credit mas config lib/answers lib/attention lib/errors
-lib/lora lib/split lib/ways jail/syscalls
+lib/lora lib/prices lib/split lib/ways jail/syscalls
 designer lib/chat lib/cli lib/distributed lib/files lib/messages jail/isolation
-jail/seccomp lib/loading lib/resampling lib/shapes tiny/registry tiny/arithmetic/world
+jail/seccomp lib/loading lib/shapes tiny/registry tiny/arithmetic/world
 lib/card lib/checkpoint lib/metrics lib/selection lib/trackers
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/plots lib/statistics jail/child
@@ -29,7 +29,7 @@ benchmarks/code_grading
 benchmarks/datasets lib/tools lib/votes
 executor tasks
 rollout lib/plugins tiny/teacher tiny/arithmetic/teacher
-lib/heldout lib/launch sft viewer/pages
+lib/heldout lib/launch lib/resampling sft viewer/pages
 lib/records viewer/serve viewer/screenshots tiny/build
 train eval
 experiments/claims experiments/gates
