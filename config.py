@@ -64,7 +64,10 @@ class Config:
     """Roles that learn: in turn, both at once, or only one. In the arithmetic world both at once
     ends higher than in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
-    executor_group: Literal["question", "design"] = "question"  # group of an execution
+    executor_credit: Literal["execution", "design", "replay"] = "execution"
+    """Credit of the executor's calls. execution: its reward against all of its question. design:
+    against those of its design. replay: each call's own, by executions in which it was drawn again
+    (lib/replay.py), four for each."""
     price: tuple[float, ...] = (0.0,)
     """Prices of a thousand sampled tokens, in rewards. Each question has one of them, drawn at
     random, which its designer is told; a reward is what is left after paying."""
@@ -154,6 +157,11 @@ class Config:
         if self.designer is None or not self.designer.startswith(BY_HAND):
             return None
         return self.designer.removeprefix(BY_HAND)
+
+    @property
+    def executor_group(self) -> str:
+        """The group of an execution."""
+        return "design" if self.executor_credit == "design" else "question"
 
     @property
     def dual_clip(self) -> float | None:

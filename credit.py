@@ -10,7 +10,7 @@ r[q, m] = mean_n R[q, m, n], std with ddof = 1 and eps = 1e-6:
     loss = -sum_k min(ratio_k A_k, clip(ratio_k, 1 - low, 1 + high) A_k) / K,
     ratio_k = exp(logprob_k - old_logprob_k), over the K completion tokens of a role, all ranks
 
-Source: arXiv 2605.14212 for groups (question: the paper's) and stages; GRPO for the rest.
+Source: arXiv 2605.14212 for groups (the paper's: question) and stages; GRPO.
 
 Traps avoided: groups never mix questions (3); nothing is padded into a group (8); infrastructure
 failures are left out, script failures count as reward 0 (9); mean and std are over executions, not

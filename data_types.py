@@ -107,6 +107,7 @@ class Call:
     tool_output: str | None = None  # what its tool call printed, if it made one
     round: int = 0  # agents that are asked at the same time are in the same round
     turn: int = 0  # an agent that called a tool speaks again: turn 1, 2, ...
+    number: int = 0  # of its ask, in the order asked
 
     @property
     def prompt(self) -> str:
@@ -163,11 +164,5 @@ class Sample:
 
 
 def seed_of(*parts) -> int:
-    """A seed hashed from whatever names a sample: (run seed, step, question, m, n, call).
-
-    So a sample is the same whatever its neighbours, its batch or its rank.
-
-    >>> seed_of(0, "q1", 2) == seed_of(0, "q1", 2) != seed_of(0, "q1", 3)
-    True
-    """
+    """A seed hashed from whatever names a sample: (run seed, step, question, m, n, call)."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

@@ -55,6 +55,7 @@ from lib.metrics import eval_score, unique_name
 from lib.model_check import check_model
 from lib.plots import draw_front
 from lib.prices import draw_prices, front, name_at
+from lib.replay import replay_calls, without_agents
 from lib.shapes import read_shapes
 from lib.statistics import Result, record, summarise, table
 from lib.votes import group_answers
@@ -100,6 +101,9 @@ class Config:
     gold: str = ""  # right answer of --ask, if known: then rewards and advantages are shown
     designs: int = 1  # M, designs for --ask
     executions: int = 1  # N, executions per design for --ask
+    replays: int = 0
+    """Replays of each execution for --ask with --gold, in each of which a call says something else:
+    what the call is worth. And what a design is worth without each of its agents."""
     html: str | None = None  # file for the run of --ask as a page
     serve: bool = False  # answer questions in a browser, on this machine only
     port: int = 8642  # port for --serve
@@ -348,14 +352,19 @@ async def ask(config: Config, rollout: Rollout) -> None:
     question = tasks.with_tools(Question("asked", config.ask, config.gold))
     seed = (config.seed, "ask")
     (tree,) = await rollout.rollout([question], config.designs, config.executions, seed)
-    advantages = None, None
+    advantages, replays_M_N, without_M = (None, None), {}, []
     if config.gold:
         rewards, valid = stack_rewards([tree])
         advantages = (
             credit.designer_advantages(rewards, valid)[0],
             credit.executor_advantages(rewards, valid)[0],
         )
-    episode = pages.episode(None, tree, *advantages, rollout.runtime.policy, rollout.designer[1])
+    if config.replays:
+        replays = await replay_calls([tree], rollout, seed, config.replays)
+        replays_M_N = {place[1:]: others for place, others in replays.items()}
+        without_M = await without_agents(tree, rollout, seed)
+    policies = rollout.runtime.policy, rollout.designer[1]
+    episode = pages.episode(None, tree, *advantages, *policies, replays_M_N, without_M)
     log.info(pages.as_text(episode, lines=sys.stdout.isatty()))
     if config.html:
         atomic_write(pathlib.Path(config.html), pages.run_page(episode))
@@ -397,7 +406,9 @@ def check(config: Config) -> None:
     cli.check_at_least(
         config, 1, "samples limit max_calls design_tokens reply_tokens designs executions"
     )
-    cli.check_at_least(config, 0, "vote_tokens temperature")
+    cli.check_at_least(config, 0, "vote_tokens temperature replays")
+    if config.replays and not (config.ask and config.gold):
+        raise UserError("--replays needs --ask and --gold: credit is a difference in reward")
     if config.vote_tokens == math.inf:
         raise UserError("--vote-tokens inf: must be a finite number")
     if config.ask is not None and not config.ask.strip():
@@ -438,7 +449,7 @@ def weights_hash(model: str) -> str:
 # Flags that do not change the answers to a question.
 FREE_FLAGS = (
     *("out", "url", "sandbox", "limit", "modes", "tasks", "data_dir", "prices"),
-    *("ask", "gold", "designs", "executions", "html", "serve", "port"),
+    *("ask", "gold", "designs", "executions", "replays", "html", "serve", "port"),
 )
 
 

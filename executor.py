@@ -187,15 +187,16 @@ class Executor:
                 messages=tuple(messages),
                 round=round,
                 turn=turn,
+                number=number,
             )
-            self.record((number, turn), call)
+            self.record(call)
 
             tool_call = parse_tool_call(completion.text, ask.tools)
             if tool_call is None or turn == max_tool_calls:
                 break
             sandbox, seconds = self.runtime.sandbox, self.budget.tool_seconds
             output = await run_tool(*tool_call, self.question, sandbox, seconds)
-            self.record((number, turn), replace(call, tool_output=output))
+            self.record(replace(call, tool_output=output))
             is_last = turn == max_tool_calls - 1
             messages = messages + tool_messages(completion.text, output, is_last)
 
@@ -204,8 +205,8 @@ class Executor:
             history.append({"role": "assistant", "content": completion.text})
         return completion.text
 
-    def record(self, key: tuple[int, int], call: Call) -> None:
-        self.calls[key] = call
+    def record(self, call: Call) -> None:
+        self.calls[call.number, call.turn] = call
         self.runtime.on_call(self.calls_in_order())
 
     async def sample(self, messages: list[dict], seed: tuple) -> tuple[tuple, Completion]:

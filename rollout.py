@@ -81,9 +81,11 @@ class Rollout:
         runs = [self.rollout_execution(design, question, (*seed, n)) for n in range(num_executions)]
         return design, tuple(await asyncio.gather(*runs))
 
-    async def rollout_execution(self, design: Design, question: Question, seed: tuple) -> Execution:
+    async def rollout_execution(
+        self, design: Design, question: Question, seed: tuple, executor=Executor
+    ) -> Execution:
         """Execute a design once, and grade the answer."""
-        execution = await Executor(self.runtime, question, seed).execute(design)
+        execution = await executor(self.runtime, question, seed).execute(design)
         if execution.answer is None:
             return execution  # reward 0; the status says why there is no answer
         try:
@@ -92,7 +94,7 @@ class Rollout:
             return replace(execution, status="infra_error", detail=str(error))
 
     async def grade(self, question: Question, answer: str) -> float:
-        """The reward of a submitted answer, 0 to 1. Raises InfrastructureError."""
+        """The reward of an answer, 0 to 1. Raises InfrastructureError."""
         return await tasks.reward(question, answer, self.runtime.sandbox, self.stop_at_failure)
 
 

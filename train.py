@@ -31,6 +31,7 @@ from lib.minibatches import MiniBatch, make_minibatches, make_samples
 from lib.model_check import check_alive
 from lib.prefix_sharing import MicroBatch, make_micro_batches
 from lib.records import Records
+from lib.replay import replay_calls
 from lib.resampling import replace_ties
 from lib.shapes import read_shapes
 from lib.ways import set_training
@@ -70,7 +71,6 @@ class Learner:
         """A policy-gradient step on each mini-batch of all ranks' samples."""
         stats = metrics.LossStats()
         minibatches = make_minibatches(samples, self.config.minibatches, bool(self.config.kl))
-        minibatches = [minibatch for minibatch in minibatches if minibatch.num_trained]
         steps = []
         for minibatch in minibatches:
             micro_batches = make_micro_batches(minibatch.samples, self.max_tokens, self.policy)
@@ -178,12 +178,15 @@ class Trainer:
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
     async def train_step(self, step: int) -> dict:
-        """One step of the algorithm: roll out, assign credit, update."""
+        """One step of the algorithm."""
         config = self.config
         roles = credit.trained_roles(step, config.stage, config.phase_steps)
 
         trees = await self.grow(self.questions_of_step(step), step)
         num_replaced = await replace_ties(trees, self, step) if config.resample else 0
+        replays = {}
+        if config.executor_credit == "replay" and "executor" in roles:
+            replays = await replay_calls(trees, self.rollout, (config.seed, step))
         self.clock.lap("rollout")
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
         launch.check_infrastructure(trees, self)
@@ -194,11 +197,11 @@ class Trainer:
         )
         advantages = designer_adv_Q_M, executor_adv_Q_M_N
         update_metrics = await self.update(
-            make_samples(trees, *advantages, roles, config.loss_mean)
+            make_samples(trees, *advantages, roles, config.loss_mean, replays)
         )
         self.clock.lap("update")
 
-        self.records.keep_episode(step, trees, *advantages, self)
+        self.records.keep_episode(step, trees, *advantages, replays, self)
         return {
             "step": step,
             "trained_roles": sorted(roles),

@@ -427,7 +427,7 @@ def check(config, world: int) -> None:
     if config.stage == "designer" and config.designs == 1:
         raise UserError("--designs 1 --stage designer: a group of one design teaches nothing")
     if config.stage != "designer" and config.executor_group == "design" and config.executions == 1:
-        raise UserError("--executor-group design --executions 1: a group of one teaches nothing")
+        raise UserError("--executor-credit design --executions 1: a group of one teaches nothing")
     check_players(config)
     if not config.model and len(config.players) == 1:
         raise UserError(

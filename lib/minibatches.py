@@ -17,6 +17,7 @@ import torch
 
 from data_types import Sample, Tree
 from lib.distributed import all_gather, rank, world_size
+from lib.replay import call_advantages
 
 MIN_SAMPLES = 16  # of a mini-batch; the original's mini-batches have as many
 
@@ -46,15 +47,19 @@ class MiniBatch:
 
 
 def make_samples(
-    trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles, loss_mean="token"
+    trees: list[Tree], designer_adv_Q_M, executor_adv_Q_M_N, roles, loss_mean="token", replays={}
 ) -> list[Sample]:
-    """The completions of `roles`, each with its trajectory's advantage; valid executions only."""
-    samples = []
+    """The completions of `roles`, each with its trajectory's advantage; valid executions only.
 
-    def add(completions, advantage, role):  # those of a trajectory: a Design, or Calls
+    replays: (q, m, n) -> [Replay], by which calls have advantages of their own (lib/replay.py).
+    """
+    samples = []
+    of_calls = call_advantages(trees, replays) if replays else {}
+
+    def add(completions, advantages, role):  # those of a trajectory: a Design, or Calls
         num_tokens = sum(len(completion.completion_ids) for completion in completions)
         weight = 1 / num_tokens if loss_mean == "execution" and num_tokens else 1.0
-        for c in completions:
+        for c, advantage in zip(completions, advantages):
             sample = Sample(
                 c.prompt_ids, c.completion_ids, c.logprobs, advantage.item(), role, weight
             )
@@ -64,10 +69,12 @@ def make_samples(
         for m, (design, executions) in enumerate(zip(tree.designs, tree.executions)):
             is_valid = any(execution.valid for execution in executions)
             if "designer" in roles and is_valid and design.completion_ids:
-                add([design], designer_adv_Q_M[q, m], "designer")
+                add([design], [designer_adv_Q_M[q, m]], "designer")
             for n, execution in enumerate(executions):
                 if "executor" in roles and execution.valid:
-                    add(execution.calls, executor_adv_Q_M_N[q, m, n], "executor")
+                    shared, calls = executor_adv_Q_M_N[q, m, n], execution.calls
+                    own = [of_calls.get((q, m, n, i), shared) for i in range(len(calls))]
+                    add(calls, own, "executor")
     return samples
 
 
@@ -86,7 +93,8 @@ def make_minibatches(samples: list[Sample], count: int, keep_all: bool = False) 
             role_tokens[s.role] = role_tokens.get(s.role, 0.0) + tokens
         trained = [sample for sample in part if keep_all or sample.advantage != 0]
         num_trained = sum(len(sample.completion_ids) for sample in trained)
-        minibatches.append(MiniBatch(deal(trained), role_tokens, num_trained))
+        if trained:
+            minibatches.append(MiniBatch(deal(trained), role_tokens, num_trained))
     return minibatches
 
 

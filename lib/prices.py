@@ -4,7 +4,7 @@ A question has one price, so that all designs and executions that are compared p
 designer is told it, and one model covers the front of accuracy against cost. With a single price
 for all questions there is one point of it, which may well be the design that never pays.
 
-Test: `pytest tests/test_prices.py`. Read next: resampling.py.
+Test: `pytest tests/test_prices.py`. Read next: replay.py.
 """
 
 import random

@@ -50,7 +50,9 @@ class Records:
             if int(page.stem) >= step:
                 page.unlink()
 
-    def keep_episode(self, step, trees, designer_adv_Q_M, executor_adv_Q_M_N, trainer) -> None:
+    def keep_episode(
+        self, step, trees, designer_adv_Q_M, executor_adv_Q_M_N, replays, trainer
+    ) -> None:
         """One question's tree of this step: each place of the batch in turn."""
         if self.is_writer:
             from viewer.pages import episode
@@ -59,7 +61,8 @@ class Records:
             rollout = trainer.rollout
             policies = rollout.runtime.policy, rollout.designer[1]
             advantages = designer_adv_Q_M[q], executor_adv_Q_M_N[q]
-            self.episode = episode(step, trees[q], *advantages, *policies)
+            replays_M_N = {place[1:]: others for place, others in replays.items() if place[0] == q}
+            self.episode = episode(step, trees[q], *advantages, *policies, replays_M_N)
             rewards = [e.reward for _, e in trees[q].pairs() if e.valid]
             self.episode_reward = mean(rewards)
 

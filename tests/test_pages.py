@@ -8,12 +8,14 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import (
     CHROMIUM,
     CHROMIUM_FLAGS,
     QUESTION,
     ROOT,
     SMALL_RUN,
+    Scripted,
     execute,
     grow,
     needs_chromium,
@@ -24,6 +26,7 @@ from data_types import Budget, Design, Tree
 from designer import FIXED_DESIGNS
 from engines.hf import HFEngine
 from lib.errors import UserError
+from lib.replay import Replay
 from rollout import stack_rewards
 from tiny import registry
 from viewer import pages
@@ -52,6 +55,25 @@ def credited(step, tree, policy):
     designer_adv = credit.designer_advantages(rewards, valid)[0]
     executor_adv = credit.executor_advantages(rewards, valid)[0]
     return pages.episode(step, tree, designer_adv, executor_adv, policy)
+
+
+@pytest.fixture(scope="module")
+def replayed(policy):
+    """An episode with replays: one call that mattered, one that did not."""
+    script = 'x = Agent("first", "one")(question)\nsubmit(Agent("second", "two")(x))'
+    answers = iter(["6 times 7", r"\boxed{42}"])
+    engine = Scripted(policy, lambda prompt: next(answers))
+    (tree,) = grow(policy, engine, [QUESTION], 1, 1, ("t",), script)
+    others = []
+    for call, text, reward in ((0, "7 times 6", 1.0), (1, r"\boxed{41}", 0.0)):
+        calls = list(tree.executions[0][0].calls)
+        calls[call] = replace(calls[call], text=text)
+        other = replace(tree.executions[0][0], calls=tuple(calls), reward=reward)
+        others.append(Replay(call, other, reward))
+    advantages = torch.zeros(1), torch.zeros(1, 1)
+    return pages.episode(
+        1, tree, *advantages, policy, None, {(0, 0): others}, [{"first": 1.0, "second": 0.0}]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +195,13 @@ HOSTILE = [
 ]
 
 
+def test_the_terminal_shows_what_else_was_said(replayed):
+    text = pages.as_text(replayed, lines=False)
+    assert "without first: reward 1.00" in text and "without second: reward 0.00" in text
+    assert ", credit +0.00" in text and ", credit +1.00" in text
+    assert "7 times 6 (reward 1)" in text and "\\boxed{41} (reward 0)" in text
+
+
 def test_there_are_forty_hostile_texts_and_none_leaves_the_data():
     assert len(HOSTILE) >= 40
     source = pages.run_page({"question": HOSTILE})
@@ -286,7 +315,7 @@ def large(policy):
 
 @pytest.fixture(scope="module")
 def browser(
-    shown, large
+    shown, large, replayed
 ):  # made before: the browser's driver has an event loop of its own in this thread
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
@@ -469,6 +498,19 @@ def test_votes_and_rounds_are_in_the_picture(shown, open_page, tmp_path):
     )
     page.locator("#leaf-2-0").click()
     assert page.locator("section.card").first.locator(".node[role=button]").count() == 3
+
+
+@needs_chromium
+def test_the_page_shows_what_else_was_said(replayed, open_page, tmp_path):
+    page = open_page(written(tmp_path, replayed))
+    labels = [bar.get_attribute("aria-label") for bar in page.locator("svg.credit").all()]
+    assert labels == ["credit 0.00", "credit +1.00"]
+    widths = [float(r.get_attribute("width")) for r in page.locator("svg.credit rect").all()]
+    assert widths == [0, 30]
+    page.locator("#call-0-0-1-summary").click()
+    replies = page.locator("#call-0-0-1 table.replies").inner_text()
+    assert "\\boxed{41}" in replies and "0.00" in replies
+    assert "without second: reward 0.00" in page.locator("#run").inner_text()
 
 
 @needs_chromium

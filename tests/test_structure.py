@@ -23,13 +23,13 @@ jail/seccomp lib/loading lib/shapes tiny/registry tiny/arithmetic/world
 lib/card lib/checkpoint lib/metrics lib/selection lib/trackers
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/plots lib/statistics jail/child
-sandbox lib/memory lib/minibatches lib/prefix_sharing jail/server
+sandbox lib/memory lib/prefix_sharing jail/server
 lib/model_check
 benchmarks/code_grading
 benchmarks/datasets lib/tools lib/votes
 executor tasks
-rollout lib/plugins tiny/teacher tiny/arithmetic/teacher
-lib/heldout lib/launch lib/resampling sft viewer/pages
+rollout lib/plugins lib/replay tiny/teacher tiny/arithmetic/teacher
+lib/heldout lib/launch lib/minibatches lib/resampling sft viewer/pages
 lib/records viewer/serve viewer/screenshots tiny/build
 train eval
 experiments/claims experiments/gates

@@ -29,6 +29,8 @@ from lib.cli import command, flags
 from lib.errors import UserError
 from lib.files import atomic_write, complete_lines
 from lib.metrics import KINDS, kind_of, structure
+from lib.prices import net_rewards
+from lib.replay import call_differences
 from rollout import stack_rewards
 
 WEB = pathlib.Path(__file__).resolve().parent / "web"
@@ -50,6 +52,8 @@ def episode(
     executor_adv_M_N,
     policy,
     designer_policy=None,
+    replays_M_N: dict = {},
+    without_agents_M: list[dict] = [],
 ) -> dict:
     """A tree as plain data: what was designed, who said what, who read it, where credit went.
 
@@ -57,18 +61,24 @@ def episode(
         designer_adv_M, executor_adv_M_N: advantages, or None where nothing is known of rewards.
             `reward` and `advantage` are None there, and where the infrastructure failed.
         designer_policy: the policy of the designer role, if it is another.
+        replays_M_N: (m, n) -> [lib.replay.Replay]: calls have a credit, and what else they said.
+        without_agents_M: of each design, agent -> mean reward without it.
     """
     question = tree.question
+    rewards_M_N = net_rewards(tree)
     means, has_valid = design_rewards(*stack_rewards([tree]))
     designs = []
     for m, design in enumerate(tree.designs):
         shown = design_data(design, designer_policy or policy)
         if designer_adv_M is not None and has_valid[0, m]:
             shown |= credit_data(means[0, m], designer_adv_M[m])
+        if without_agents_M:
+            shown["without"] = without_agents_M[m]
         for n, execution in enumerate(tree.executions[m]):
             run = execution_data(execution, question, policy)
             if executor_adv_M_N is not None and execution.valid:
-                run |= credit_data(execution.reward, executor_adv_M_N[m, n])
+                run |= credit_data(rewards_M_N[m][n], executor_adv_M_N[m, n])
+                add_replays(run["calls"], execution, run["reward"], replays_M_N.get((m, n), []))
             shown["executions"].append(run)
         designs.append(shown)
     return {
@@ -76,8 +86,19 @@ def episode(
         "question": question.prompt,
         "family": question.family,
         "gold": question.answer,
+        "price": question.price,
         "designs": designs,
     }
+
+
+def add_replays(calls: list[dict], execution: Execution, reward: float, replays: list) -> None:
+    """To each call that was drawn again: its credit, and what else it said and where that led."""
+    for call, credit in call_differences(reward, replays).items():
+        others = [replay for replay in replays if replay.call == call]
+        calls[call]["credit"] = credit
+        calls[call]["replays"] = [
+            {"text": replay.said(execution), "reward": replay.reward} for replay in others
+        ]
 
 
 def credit_data(reward, advantage) -> dict:
@@ -235,11 +256,16 @@ class TextTree:
 
     def episode(self, episode: dict) -> list[str]:
         designs = [self.design(m, design) for m, design in enumerate(episode["designs"], 1)]
-        return self.branch(f"question: {episode['question']}", designs)
+        label = f"question: {episode['question']}"
+        if price := episode.get("price"):
+            label += f"\na thousand tokens cost {price:g}"
+        return self.branch(label, designs)
 
     def design(self, number: int, design: dict) -> list[str]:
         label = f"design {number}: {design['structure']}{credit_text(design)}"
         label += f"   ({design['completion_tokens']} tokens)"
+        for agent, reward in design.get("without", {}).items():
+            label += f"\nwithout {agent}: reward {reward:.2f}"
         if design["error"]:
             label += f"\n{design['error']}"
         children = [self.branch(design["script"])]
@@ -280,6 +306,10 @@ class TextTree:
         ]
         if call["tool_output"] is not None:
             children.append(self.branch(f"tool printed: {call['tool_output']}"))
+        if "credit" in call:
+            others = [f"{other['text']} (reward {other['reward']:g})" for other in call["replays"]]
+            label += f", credit {call['credit']:+.2f}"
+            children.append(self.branch("drawn again:", [self.branch(text) for text in others]))
         return self.branch(label, children)
 
 

@@ -396,7 +396,42 @@ function callBody(call) {
     body.push(el("h3", {}, "The tool's output"));
     body.push(pre("tool", call.tool_output));
   }
+  if (call.replays) {
+    body.push(el("h3", {}, "What if it had said something else?"));
+    body.push(otherReplies(call));
+  }
   return body;
+}
+
+// The replies that were drawn in the place of this one, and where they led.
+function otherReplies(call) {
+  const rows = call.replays.map((other) =>
+    el("tr", {}, el("td", {}, cut(other.text, 300)), el("td", {}, show(other.reward))),
+  );
+  const head = ["reply", "reward of the execution"].map((name) => el("th", { scope: "col" }, name));
+  return el("table", { class: "replies" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows));
+}
+
+// The reward of the execution minus that of its replays: to the right a gain, to the left a loss.
+function creditBar(call) {
+  const half = 30;
+  const length = half * Math.min(1, Math.abs(call.credit));
+  const label = `credit ${signed(call.credit)}`;
+  return [
+    svg(
+      "svg",
+      { class: "credit", viewBox: `0 0 ${2 * half} 12`, role: "img", "aria-label": label },
+      svg("rect", {
+        class: call.credit < 0 ? "loss" : "gain",
+        x: call.credit < 0 ? half - length : half,
+        y: 2,
+        width: length,
+        height: 8,
+      }),
+      svg("line", { x1: half, x2: half, y1: 0, y2: 12 }),
+    ),
+    el("span", { class: "quiet" }, ` ${label}`),
+  ];
 }
 
 function callItem(call, i) {
@@ -404,7 +439,8 @@ function callItem(call, i) {
   const open = toggled.has(name) ? toggled.get(name) : Boolean(data.live);
   const item = el("details", { id: name, class: "call", open });
   const facts = el("span", { class: "quiet" }, callSummary(call));
-  item.append(el("summary", { id: `${name}-summary` }, `${i + 1}. ${call.agent}`, facts));
+  const bar = missing(call.credit) ? [] : creditBar(call);
+  item.append(el("summary", { id: `${name}-summary` }, `${i + 1}. ${call.agent}`, facts, bar));
 
   // The body is made when the call is opened for the first time.
   function fillOnce() {
@@ -464,6 +500,7 @@ function questionParts() {
   const facts = [];
   if (run.step !== null) facts.push(`step ${run.step}`);
   if (run.family) facts.push(run.family);
+  if (run.price) facts.push(`a thousand tokens cost ${run.price}`);
   if (run.gold) facts.push(`right answer: ${cut(run.gold, 2000)}`);
   return [
     el("h2", {}, "The question"),
@@ -487,6 +524,9 @@ function designParts(design) {
   const found = [el("h2", {}, `Design ${chosen.design + 1}: ${design.structure}`)];
   if (design.error) found.push(el("p", { class: "bad" }, cut(design.error, 2000)));
   found.push(code(design.script));
+  for (const [agent, reward] of Object.entries(design.without || {})) {
+    found.push(el("p", { class: "quiet" }, `without ${cut(agent, 80)}: reward ${show(reward)}`));
+  }
   if (design.text) found.push(designerText(design));
   return found;
 }
