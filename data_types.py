@@ -40,7 +40,7 @@ class Question:
     tools: tuple[str, ...] = ("python",)  # what its agents may use; () is a closed-book question
     entry: dict | None = field(default=None, repr=False)  # reasoning-gym's own row
     tests: object = field(default=None, repr=False)  # benchmarks.code_grading.Suite
-    price: float = 0.0  # of a thousand sampled tokens, in rewards
+    price: float = 0.0  # of 1,000 sampled tokens, in rewards
 
 
 @dataclass(frozen=True)
