@@ -157,6 +157,16 @@ def grow(
     return asyncio.run(go())
 
 
+def with_rollout(policy, engine, work, budget=Budget(calls=12, reply_tokens=24)):
+    """The result of `await work(rollout)` in a real sandbox."""
+
+    async def go():
+        async with Sandbox() as sandbox:
+            return await work(Rollout(Runtime(engine, policy, sandbox, budget)))
+
+    return asyncio.run(go())
+
+
 @pytest.fixture
 def server():
     """A chat API on loopback that answers as `behave(messages, number of the request)` says: a

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import QUESTION, Scripted, grow, lines
+from conftest import QUESTION, Scripted, grow, lines, with_rollout
 from runs import train_run
 
-from data_types import Budget, Call, Design, Execution, Tree, seed_of
+from data_types import Call, Design, Execution, Tree, seed_of
 from engines.hf import HFEngine
-from executor import Runtime
 from lib.errors import EngineError
 from lib.minibatches import make_samples
 from lib.replay import (
@@ -23,8 +22,6 @@ from lib.replay import (
     replay_calls,
     without_agents,
 )
-from rollout import Rollout
-from sandbox import Sandbox
 from tiny import registry
 
 # Steps of random scripts; x is the last reply. They vote, loop, remember, use the tool.
@@ -56,16 +53,6 @@ def random_script(seed: int) -> str:
         a, b = (f'r["{rng.choice(registry.REGIONS)}"]' for _ in range(2))
         steps.append(step.format(a=a, b=b))
     return "\n".join([SETUP + "\n".join(steps), "submit(x)"])
-
-
-def with_rollout(policy, engine, work, budget=Budget(calls=12, reply_tokens=24)):
-    """The result of `await work(rollout)` in a real sandbox."""
-
-    async def go():
-        async with Sandbox() as sandbox:
-            return await work(Rollout(Runtime(engine, policy, sandbox, budget)))
-
-    return asyncio.run(go())
 
 
 def said(execution: Execution) -> tuple:
