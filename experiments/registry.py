@@ -47,6 +47,8 @@ ARMS = {
     "two policies, coupled": "--executor tiny --stage both",
     # As many tokens as stagewise.
     "coder agent": f"--designer hand:coder {AGENT} --steps 130",  # one agent with the tool
+    # Ours, with as many tokens: credit for each call (lib/replay.py).
+    "replay": "--executor-credit replay --steps 77",
     # When does a system of agents help? Shorter replies, and longer ones.
     "stagewise, 12 tokens": "--reply-tokens 12",
     "stagewise, 48 tokens": "--reply-tokens 48",
@@ -201,6 +203,11 @@ CLAIMS = {
             own_minus_votes("votes with the tool, same weights", "votes with the tool"),
             own_minus_votes("votes with the tool of the trained agent", "votes of the agent"),
         ),
+    ),
+    9: Claim(
+        "Ours: credit for each call, by replays, beats one number for the whole execution",
+        "not in the paper",
+        (against("replay", "stagewise"),),
     ),
 }
 

@@ -41,8 +41,9 @@ from rollout import Rollout
 from sandbox import Sandbox
 from tiny import registry
 
-MIN_REPLY = 0.004  # replies that are rarer are left out
-MIN_PATH = 0.0003  # whole executions, too
+MIN_REPLY = 0.004  # rarer replies are taken together, as one that says nothing
+MIN_PATH = 0.0005  # rarer executions count as wrong
+NOTHING = Completion((), (), "")
 MAX_CALLS = 8  # of an execution: 2 ** MAX_CALLS coalitions
 
 
@@ -140,12 +141,14 @@ async def enumerate_paths(
             for p, completion in replies.to(node.prompt_ids)
             if p * probability >= MIN_PATH
         ]
-        total = sum(p for p, _ in likely)
+        rest = 1 - sum(p for p, _ in likely)
+        if rest * probability >= MIN_PATH:
+            likely.append((rest, NOTHING))
         children = await asyncio.gather(
             *(grow(told | {name: completion}, p * probability) for p, completion in likely)
         )
         for (p, completion), child in zip(likely, children):
-            node.branches.append((p / total, completion.ids, child))
+            node.branches.append((p, completion.ids, child))
         return node
 
     return await grow({}, 1.0)

@@ -49,7 +49,13 @@ def test_what_the_tiny_model_may_say(policy):
 
 def test_the_table():
     rows = [
-        {"question": q, "exact": x, "execution's": float(q == 1), "replay": x + 0.5, "leave one out": -x}
+        {
+            "question": q,
+            "exact": x,
+            "execution's": float(q == 1),
+            "replay": x + 0.5,
+            "leave one out": -x,
+        }
         for q, x in enumerate((0.0, 1.0, 2.0))
     ]
     lines = table(rows, draws=50).splitlines()
