@@ -1,10 +1,12 @@
 """The pictures of docs/, from the pages of a real run: run.png, tree.png, report.png, curves.png.
 
     python -m viewer.screenshots runs/x    (needs chromium, and what tests/requirements.txt names)
+    python -m viewer.screenshots run.html    replay.png, of a page with replays
 
 Test: by eye. Read next: pages.py.
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -43,11 +45,41 @@ def most_interesting(out: pathlib.Path) -> tuple[int, int, int]:
     return max(candidates)[2:]
 
 
-def main(out: pathlib.Path) -> None:
-    step, m, n = most_interesting(out)
+@contextlib.contextmanager
+def open_browser():
+    """A page of a browser."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
+        yield browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
+        browser.close()
+
+
+def picture_of_replays(path: pathlib.Path) -> None:
+    """The calls of the first execution, the one with the largest credit open."""
+    with open_browser() as page:
+        page.goto(path.resolve().as_uri())
+        bars = page.locator("svg.credit rect")
+        widths = [float(bar.get_attribute("width")) for bar in bars.all()]
+        bars.nth(widths.index(max(widths))).click()
+        page.locator("table.replies").wait_for()
+        top = page.locator("h2", has_text="Calls of").evaluate(
+            "(node) => node.getBoundingClientRect().top + scrollY"
+        )
+        height = page.evaluate("document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": top - 8, "width": WIDTH, "height": height - top + 8}
+        page.screenshot(path=DOCS / "replay.png", full_page=True, clip=clip)
+    shrink("replay")
+
+
+def shrink(name: str) -> None:
+    path = DOCS / f"{name}.png"
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+    print(f"docs/{name}.png: {path.stat().st_size / 1000:.0f} kB")
+
+
+def pictures_of_run(out: pathlib.Path) -> None:
+    step, m, n = most_interesting(out)
+    with open_browser() as page:
         page.goto(episode_path(out, step).resolve().as_uri())
         page.locator(f"#leaf-{m}-{n}").click()
         bottom = page.locator("#tree").evaluate(
@@ -72,14 +104,11 @@ def main(out: pathlib.Path) -> None:
         )
         page.goto((out / "report.html").resolve().as_uri())
         page.screenshot(path=DOCS / "report.png", full_page=True)
-        browser.close()
     shutil.copy(out / "curves.png", DOCS)
     for name in ("run", "tree", "report"):
-        Image.open(DOCS / f"{name}.png").convert("RGB").quantize(128).save(
-            DOCS / f"{name}.png", optimize=True
-        )
-        print(f"docs/{name}.png: {(DOCS / f'{name}.png').stat().st_size / 1000:.0f} kB")
+        shrink(name)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    place = pathlib.Path(sys.argv[1])
+    picture_of_replays(place) if place.is_file() else pictures_of_run(place)
