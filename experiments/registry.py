@@ -4,8 +4,9 @@ Written down before its runs. What decides is accuracy at temperature 0, on 100 
 of the run's seed, a third of which have a shape that training never asks for; temperature 1 stands
 beside it. All arms begin with the model in tiny/ and have the default's flags but for those named.
 
-Derived arms are no trainings but measurements of trained models: "trained" (trained.py) of the
-stagewise run, "voted" of that and of the trained agent with the tool.
+Derived arms begin with trained models: "trained" (trained.py) measures the stagewise run, "voted"
+that and the trained agent with the tool; "priced" trains the designer of the stagewise run further,
+with prices.
 
 Test: `pytest tests/test_experiments.py`. Read next: run.py.
 """
@@ -55,7 +56,13 @@ ARMS = {
     "coder agent, 12 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 12",
     "coder agent, 48 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 48",
 }
-DERIVED = {"trained": ("stagewise",), "voted": ("stagewise", "coder agent")}  # -> what they need
+DERIVED = {  # -> what they need
+    "trained": ("stagewise",),
+    "voted": ("stagewise", "coder agent"),
+    "priced": ("stagewise",),
+}
+PRICES = (0, 10, 20)
+PRICED = "--stage designer --price 0 0 10 20 --steps 80 --eval-every 0"
 TEMPERATURES = {0: "temperature 0", 1: "temperature 1"}
 START, END = "start", "end"
 STEPS = ("1 step", "2 steps", "3 steps", "4 steps", "5 steps")
@@ -129,6 +136,21 @@ def own_minus_random(row: dict, temperature: int) -> float:
 def own_minus_votes(what: str, key: str) -> Comparison:
     return Comparison(
         f"own designs - {what}, temperature 1", ("voted",), lambda row: row["own"] - row[key]
+    )
+
+
+def left_after(row: dict, temperature: int, told: int, paid: int) -> float:
+    """Accuracy less the cost of its tokens at a price, of the designs for the price told."""
+    point = row[TEMPERATURES[temperature]][str(told)]
+    return point["accuracy"] - paid * point["tokens"] / 1000
+
+
+def heeding(price: int) -> Comparison:
+    """What the designs for this price have left of it, minus what those for 0 would have."""
+    return at_both(
+        f"left after paying {price}: designs for {price} - designs for 0",
+        "priced",
+        lambda row, t: left_after(row, t, price, price) - left_after(row, t, 0, price),
     )
 
 
@@ -209,6 +231,11 @@ CLAIMS = {
         "not in the paper",
         (against("replay", "stagewise"),),
     ),
+    10: Claim(
+        "Ours: a designer that is told a price has more left after paying it",
+        "not in the paper",
+        tuple(heeding(price) for price in PRICES[1:]),
+    ),
 }
 
 
@@ -270,6 +297,26 @@ def regrets(results: dict) -> str:
         for temperature in TEMPERATURES.values():
             for when in (START, END):
                 cells.append(spread([row[temperature][when][group]["regret"] for row in rows]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fronts(results: dict) -> str:
+    """Accuracy and tokens of the designs for each price; "" without runs."""
+    rows = rows_of(results, "priced")
+    if not rows:
+        return ""
+    lines = [
+        "| price of 1,000 tokens | accuracy, temperature 0 | tokens | accuracy, temperature 1 "
+        "| tokens |",
+        "|---|---|---|---|---|",
+    ]
+    for price in PRICES:
+        cells = [str(price)]
+        for temperature in TEMPERATURES.values():
+            points = [row[temperature][str(price)] for row in rows]
+            cells.append(spread([point["accuracy"] for point in points]))
+            cells.append(f"{statistics.fmean(point['tokens'] for point in points):.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -400,7 +447,7 @@ STUDY = Study(
     folder=ROOT / "experiments" / "results" / "registry",
     arms=ARMS,
     claims=CLAIMS,
-    tables=(before_and_after, regrets, collapses),
+    tables=(before_and_after, regrets, fronts, collapses),
     pictures={2: matrix, 6: side_by_side},
     figures={"when_agents_help.svg": when_agents_help},
     column=TEMPERATURE_0,

@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 from experiments import arithmetic, registry
 from experiments.claims import Study, draw, final, interval, page, read, short_table
-from experiments.registry import ARMS, CLAIMS, COMMON, DERIVED
+from experiments.registry import ARMS, CLAIMS, COMMON, DERIVED, PRICED, PRICES, TEMPERATURES
 from lib import cli
 from lib.cli import ROOT, log
 from lib.errors import UserError
 from lib.files import atomic_write, read_jsonl
+from lib.prices import name_at
 
 README = ROOT / "experiments" / "README.md"
 STUDIES = registry.STUDY, arithmetic.STUDY
@@ -54,22 +55,27 @@ def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
     Raises UserError with train.py's own line.
     """
     if arm in DERIVED:
-        measure = {"trained": trained, "voted": voted}[arm]
+        measure = {"trained": trained, "voted": voted, "priced": priced}[arm]
         return {"arm": arm, "seed": seed, **measure(seed, folder)}
     out = place(arm, seed, folder)
+    train(out, f"{COMMON} {ARMS[arm]}", seed)
+    rows = read_jsonl(out / "metrics.jsonl")
+    num_spoiled = spoiled(rows)
+    if num_spoiled:
+        log.info(f"{out}: {num_spoiled} executions failed or timed out; was the machine busy?")
+    return summary(arm, seed, rows)
+
+
+def train(out: pathlib.Path, flags: str, seed: int) -> None:
+    """Train with these flags, or go on; nothing where it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # The training holds the lock, too: one that outlives this program is waited for.
     with open(out.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_complete(out):
             resume = ["--resume"] if (out / "config.json").exists() else []
-            flags = [] if resume else shlex.split(f"{COMMON} {ARMS[arm]}")
-            execute(["train.py", *flags, "--seed", seed, "--out", out, *resume], lock.fileno())
-    rows = read_jsonl(out / "metrics.jsonl")
-    num_spoiled = spoiled(rows)
-    if num_spoiled:
-        log.info(f"{out}: {num_spoiled} executions failed or timed out; was the machine busy?")
-    return summary(arm, seed, rows)
+            given = [] if resume else shlex.split(flags)
+            execute(["train.py", *given, "--seed", seed, "--out", out, *resume], lock.fileno())
 
 
 def is_complete(out: pathlib.Path) -> bool:
@@ -169,6 +175,24 @@ def voted(seed: int, folder: pathlib.Path) -> dict:
     row = {name: result["accuracy"] for name, result in results.items()}
     for cost in ("tokens", "prompt_tokens"):
         row[cost] = {name: result[cost] for name, result in results.items()}
+    return row
+
+
+def priced(seed: int, folder: pathlib.Path) -> dict:
+    """The designer of the stagewise run, trained further with prices: its front."""
+    out = place("priced", seed, folder)
+    train(out, f"{PRICED} --model {shlex.quote(str(model('stagewise', seed, folder)))}", seed)
+    row = {"flags": f"{PRICED} --seed {seed}"}
+    for temperature, name in TEMPERATURES.items():
+        results = evaluate(
+            out / f"front-{temperature}",
+            *("--modes", "metaagent", "--prices", ",".join(map(str, PRICES))),
+            *("--temperature", temperature, "--model", out / "checkpoint", "--seed", seed),
+        )
+        row[name] = {}
+        for price in PRICES:
+            result = results[name_at(price)]
+            row[name][str(price)] = {key: result[key] for key in ("accuracy", "tokens", "calls")}
     return row
 
 

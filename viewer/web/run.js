@@ -409,7 +409,12 @@ function otherReplies(call) {
     el("tr", {}, el("td", {}, cut(other.text, 300)), el("td", {}, show(other.reward))),
   );
   const head = ["reply", "reward of the execution"].map((name) => el("th", { scope: "col" }, name));
-  return el("table", { class: "replies" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows));
+  return el(
+    "table",
+    { class: "replies" },
+    el("thead", {}, el("tr", {}, head)),
+    el("tbody", {}, rows),
+  );
 }
 
 // The reward of the execution minus that of its replays: to the right a gain, to the left a loss.
