@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, SMALL_RUN, grow, lines, prompts
+from test_replay import said, three_times
 
 import tasks
 from data_types import Sample
@@ -140,6 +141,13 @@ def test_the_tree_on_vllm(policy, engine):
     assert all(execution.valid for execution in executions) and calls
     for call in calls:
         assert gap(policy, call.prompt_ids, call.completion_ids, call.logprobs) < 1e-3
+
+
+def test_a_replay_says_the_same(policy, engine):
+    """Token for token; sampled afresh, nearly always: sums are rounded by the batch."""
+    first, afresh, again = three_times(policy, engine, 40)
+    assert [said(execution) for execution in first] == [said(execution) for execution in again]
+    assert sum(said(one) == said(other) for one, other in zip(first, afresh)) >= 38
 
 
 def test_an_engine_that_fails_tells_everybody_who_waits(policy, engine, monkeypatch):

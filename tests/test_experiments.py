@@ -30,6 +30,7 @@ from experiments.registry import ARMS, CLAIMS, DERIVED
 from lib import cli, launch
 from lib.errors import UserError
 from lib.metrics import variance_split
+from lib.prices import name_at
 
 
 def row(arm, seed, curve, tokens=100):
@@ -359,24 +360,37 @@ class Programs:
         if program == "-m":
             assert arguments.pop(0) == "experiments.trained"
         out = pathlib.Path(arguments[arguments.index("--out") + 1])
-        config_class = {"eval.py": evaluation.Config, "-m": trained.Config}[program]
+        config_class = {
+            "eval.py": evaluation.Config,
+            "-m": trained.Config,
+            "train.py": Config,
+        }[program]
         config = cli.flags(config_class, arguments, "")
         self.configs.append(config)
         out.parent.mkdir(parents=True, exist_ok=True)
         if program == "-m":
             out.write_text(json.dumps(measured(config.seed)))
+        elif program == "train.py":
+            launch.check(config, world=1)
+            out.mkdir()
+            write_rows(out / "metrics.jsonl", [{"step": 0}, {"step": 1, "eval_fixed": {}}])
         else:
             out.mkdir()
             self.evaluate(config, out)
 
     def evaluate(self, config, out):
         results = []
-        for number, mode in enumerate(config.modes.split(",")):
+        prices = evaluation.parse_prices(config.prices)
+        modes = []
+        for mode in config.modes.split(","):
+            modes += map(name_at, prices) if mode == "metaagent" else [mode]
+        for number, mode in enumerate(modes):
             evaluation.check(config)
             results.append(
                 {
-                    "mode": mode if mode == "metaagent" else f"{mode} (k=3)",
+                    "mode": mode if mode.startswith("metaagent") else f"{mode} (k=3)",
                     "accuracy": number / 10 + ("coder" in config.model) / 100,
+                    "calls": 2.0,
                     "tokens": 40.0 + number,
                     "prompt_tokens": 90.0,
                     "infra_errors": self.infra_errors,
@@ -400,6 +414,12 @@ def test_derived_arms_ask_for_what_they_measure(tmp_path, monkeypatch):
     assert agent.endswith("coder-agent-3/checkpoint")
     assert programs.configs[-1].vote_tokens == 40.0
     assert all(config.seed == 3 for config in programs.configs)
+    priced = experiments.run("priced", 3, tmp_path)
+    assert [priced["temperature 0"][price]["tokens"] for price in ("0", "10", "20")] == [40, 41, 42]
+    training, *fronts = programs.configs[-3:]
+    assert training.model == own_model and training.price == (0, 0, 10, 20)
+    assert [config.temperature for config in fronts] == [0, 1]
+    assert all(config.model.endswith("priced-3/checkpoint") for config in fronts)
     programs.infra_errors = 1
     with pytest.raises(UserError, match="1 answers failed"):
         experiments.evaluate(tmp_path / "spoiled", "--modes", "metaagent")

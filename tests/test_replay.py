@@ -67,27 +67,28 @@ class Silent:
         raise AssertionError("the engine was asked")
 
 
-def test_two_hundred_random_scripts_again_token_for_token(policy):
-    """With the replies known the engine is not asked; without them it says the same again."""
-    scripts = [random_script(seed) for seed in range(200)]
-    questions = [replace(QUESTION, id=str(i)) for i in range(200)]
+def three_times(policy, engine, count: int) -> list[list[Execution]]:
+    """Executions of random scripts: once, afresh, and as replays whose engine must not be asked."""
 
     async def work(rollout):
-        seeds = [("run", 0, question.id, 0, 0) for question in questions]
-        designs = [Design(script) for script in scripts]
-        places = list(zip(designs, questions, seeds))
+        places = []
+        for i in range(count):
+            question = replace(QUESTION, id=str(i))
+            places.append((Design(random_script(i)), question, ("run", 0, question.id, 0, 0)))
         first = await asyncio.gather(*(rollout.rollout_execution(*place) for place in places))
         afresh = await asyncio.gather(*(rollout.rollout_execution(*place) for place in places))
         rollout.runtime = replace(rollout.runtime, engine=Silent())
-        again = await asyncio.gather(
-            *(
-                replay(rollout, question, design, execution, seed)
-                for (design, question, seed), execution in zip(places, first)
-            )
-        )
-        return first, afresh, again
+        replays = []
+        for (design, question, seed), execution in zip(places, first):
+            replays.append(replay(rollout, question, design, execution, seed))
+        return first, afresh, await asyncio.gather(*replays)
 
-    first, afresh, again = with_rollout(policy, HFEngine(policy), work)
+    return with_rollout(policy, engine, work)
+
+
+def test_two_hundred_random_scripts_again_token_for_token(policy):
+    """With the replies known the engine is not asked; without them it says the same again."""
+    first, afresh, again = three_times(policy, HFEngine(policy), 200)
     assert [said(execution) for execution in first] == [said(execution) for execution in afresh]
     assert [said(execution) for execution in first] == [said(execution) for execution in again]
     statuses = [execution.status for execution in first]
