@@ -192,14 +192,15 @@ def decide(study: Study, results: dict) -> list[tuple]:
 
 
 def short_table(study: Study, results: dict) -> str:
-    """A table with a row for each claim that has runs."""
+    """A table with a row for each claim that has runs; of its title, what is before a colon."""
     lines = ["| claim | here: mean difference, verdict |", "|---|---|"]
     said = {}
     for number, comparison, differences, judged in decide(study, results):
         text = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
         said.setdefault(number, []).append(text)
     for number, texts in said.items():
-        lines.append(f"| {number}. {study.claims[number].title} | {'; '.join(texts)} |")
+        title = study.claims[number].title.split(":")[0]
+        lines.append(f"| {number}. {title} | {'; '.join(texts)} |")
     return "\n".join(lines)
 
 

@@ -227,13 +227,13 @@ CLAIMS = {
         ),
     ),
     9: Claim(
-        "Ours: credit for each call, by replays, beats one number for the whole execution",
-        "not in the paper",
+        "Credit for each call: by replays, it beats one number for the whole execution",
+        "ours",
         (against("replay", "stagewise"),),
     ),
     10: Claim(
-        "Ours: a designer that is told a price has more left after paying it",
-        "not in the paper",
+        "Cost in the objective: a designer that is told a price has more left after paying it",
+        "ours",
         tuple(heeding(price) for price in PRICES[1:]),
     ),
 }
@@ -355,10 +355,12 @@ def new_shapes(results: dict, count: int = 5) -> list[dict]:
 
 
 def new_designs(results: dict) -> str:
-    """`new_shapes` as a list: the question, and the design without the lines that set up agents."""
+    """`new_shapes` as a list: the question, and what the design does between setting up its agents
+    and submitting the last reply."""
     lines = []
     for example in new_shapes(results):
         calls = [line for line in example["design"].splitlines() if "Agent(" not in line]
+        calls = [line for line in calls if line != "submit(x)"]
         lines.append(f"- {example['question']}\n  `{'; '.join(calls)}`")
     return "\n".join(lines)
 

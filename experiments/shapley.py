@@ -13,7 +13,8 @@ Compared with it, over the best design of each question and the untrained execut
     replay         lib/replay.py, calls without a replay with their execution's number
     leave one out  reward - v(all calls but this one): what infinitely many replays would give
 
-The groups of `execution` are larger, so that both cost as many sampled tokens.
+The groups of `execution` are larger, by as many tokens as the replays' calls have from the redrawn
+one on; of these, what is asked as before is not even sampled.
 
 Test: `pytest tests/test_shapley.py`. Read next: run.py.
 """
@@ -41,6 +42,7 @@ from rollout import Rollout
 from sandbox import Sandbox
 from tiny import registry
 
+PUBLISHED = cli.ROOT / "experiments" / "results" / "shapley.json"
 MIN_REPLY = 0.004  # rarer replies are taken together, as one that says nothing
 MIN_PATH = 0.0005  # rarer executions count as wrong
 NOTHING = Completion((), (), "")
@@ -274,7 +276,19 @@ def table(rows: list[dict], draws: int = 2000) -> str:
             low, high = numpy.nanpercentile(samples, [2.5, 97.5])
             cells.append(f"{statistic(rows, name):.2f} ({low:.2f} to {high:.2f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    gains = []
+    for pick in picks:
+        chosen = [row for g in pick for row in groups[g]]
+        gains.append(correlation(chosen, "replay") - correlation(chosen, "execution's"))
+    low, high = numpy.nanpercentile(gains, [2.5, 97.5])
+    gain = correlation(rows, "replay") - correlation(rows, "execution's")
+    return "\n".join(
+        [*lines, "", f"Replay - execution's: {gain:+.2f} ({low:+.2f} to {high:+.2f})."]
+    )
+
+
+def published() -> list[dict]:
+    return json.loads(PUBLISHED.read_text())["rows"]
 
 
 def columns(rows: list[dict], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
