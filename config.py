@@ -61,8 +61,8 @@ class Config:
 
     # Credit and schedule
     stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
-    """Roles that learn: in turn, both at once, or only one. In the arithmetic world both at once
-    ends higher than in turn."""
+    """Roles that learn: in turn, both at once, or only one. In both tiny worlds both at
+    once ends higher than in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
     executor_credit: Literal["execution", "design", "replay"] = "execution"
     """Credit of the executor's calls. execution: its reward against all of its question. design:
