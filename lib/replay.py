@@ -3,10 +3,10 @@
     python train.py --executor-credit replay
 
 Every call has a seed of its own, hashed from (run seed, step, question, m, n, call). Repeated with
-all of them, an execution says the same, and the engine is not asked. With another seed for one
-call, what depends on that reply is sampled anew, whatever path the script takes then: what would
-have happened, and no critic's estimate of it. It holds as far as scripts and tools do the same when
-they run again.
+all of them, an execution says the same, and the engine is not asked. With another reply of one
+call, what depends on it is sampled anew, whatever path the script takes then: what would have
+happened, and no critic's estimate of it. The other calls keep their seeds (common random numbers).
+It holds as far as scripts and tools do the same when they run again.
 
     credit of a call = reward of its execution - mean reward of the replays in which it was redrawn
 
@@ -27,8 +27,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from credit import normalise
-from data_types import Completion, Execution, Question, Tree, seed_of
+from data_types import Completion, Execution, Tree, seed_of
 from executor import Executor
+from lib.cli import log
+from lib.errors import InfrastructureError
 from lib.metrics import mean
 from lib.prices import cost, net_rewards
 
@@ -53,20 +55,15 @@ class Replay:
 class ReplayEngine:
     """Says what an execution said wherever it is asked the same; else asks the engine."""
 
-    def __init__(self, engine, execution: Execution, seed: tuple, changed=None, attempt: int = 0):
-        """changed: the call that is drawn again, with a seed that depends on attempt."""
+    def __init__(self, engine, execution: Execution, seed: tuple, others: dict = {}):
+        """others: index of a call -> what it says instead."""
         self.engine = engine
-        self.said = {}  # seed of a call -> (its prompt, what was said)
-        for call in execution.calls:
-            completion = Completion(call.completion_ids, call.logprobs, call.text)
-            self.said[seed_of(*seed, *name_of(call))] = call.prompt_ids, completion
-        self.other_seeds = {}
-        if changed is not None:
-            old = seed_of(*seed, *name_of(changed))
-            self.other_seeds[old] = seed_of(*seed, *name_of(changed), "again", attempt)
+        self.said = {}  # seed of a call -> (its prompt, what is said)
+        for i, call in enumerate(execution.calls):
+            said = Completion(call.completion_ids, call.logprobs, call.text)
+            self.said[seed_of(*seed, *name_of(call))] = call.prompt_ids, others.get(i, said)
 
     async def sample(self, prompt_ids, max_tokens, seed, temperature=1.0) -> Completion:
-        seed = self.other_seeds.get(seed, seed)
         known_prompt, completion = self.said.get(seed, (None, None))
         if known_prompt == prompt_ids and len(completion.ids) <= max_tokens:
             return completion
@@ -78,43 +75,68 @@ def name_of(call) -> tuple[int, int]:
     return call.number, call.turn
 
 
-async def replay(rollout, question, design, execution, seed, call=None, attempt=0) -> Execution:
-    """The execution again, graded; `call`, an index, says something else.
+async def replay(rollout, question, design, execution, seed, others: dict = {}) -> Execution:
+    """The execution again, graded; others: index of a call -> what it says instead.
 
     seed: the execution's, (run seed, step, question's id, m, n).
     """
-    changed = None if call is None else execution.calls[call]
     again = copy.copy(rollout)
-    engine = ReplayEngine(rollout.runtime.engine, execution, seed, changed, attempt)
+    engine = ReplayEngine(rollout.runtime.engine, execution, seed, others)
     again.runtime = replace(rollout.runtime, engine=engine)
     return await again.rollout_execution(design, question, seed)
+
+
+async def draw_again(rollout, call, seed: tuple, attempt: int) -> Completion:
+    """Another reply to the call's prompt, by a seed that depends on attempt."""
+    runtime = rollout.runtime
+    return await runtime.engine.sample(
+        call.prompt_ids,
+        max_tokens=runtime.budget.reply_tokens,
+        seed=seed_of(*seed, *name_of(call), "again", attempt),
+        temperature=runtime.temperature,
+    )
 
 
 async def replay_calls(trees: list[Tree], rollout, seed: tuple, count: int = MAX_REPLAYS) -> dict:
     """`count` replays of every execution, over its calls in turn, in a random order of these.
 
-    Returns (q, m, n) -> [Replay]. What the infrastructure spoiled is left out.
+    seed: the trees'. Returns (q, m, n) -> [Replay]. What fails or times out is left out, and said.
     """
-
-    async def one(question: Question, design, execution, seed, call, attempt) -> Replay:
-        other = await replay(rollout, question, design, execution, seed, call, attempt)
-        return Replay(call, other, other.reward - cost(question, design, other))
-
-    places, replays = [], []
+    orders = {}  # (q, m, n) -> the calls of that execution
     for q, tree in enumerate(trees):
-        for m, (design, executions) in enumerate(zip(tree.designs, tree.executions)):
+        for m, executions in enumerate(tree.executions):
             for n, execution in enumerate(executions):
-                own_seed = (*seed, tree.question.id, m, n)
                 calls = list(range(len(execution.calls)))
-                random.Random(seed_of(*own_seed, "replays")).shuffle(calls)
-                for attempt in range(count if calls and execution.valid else 0):
-                    call = calls[attempt % len(calls)]
-                    places.append((q, m, n))
-                    replays.append(one(tree.question, design, execution, own_seed, call, attempt))
-    found = {}
-    for place, result in zip(places, await asyncio.gather(*replays)):
-        if result.execution.valid:
-            found.setdefault(place, []).append(result)
+                random.Random(seed_of(*seed, tree.question.id, m, n, "replays")).shuffle(calls)
+                if calls and execution.valid:
+                    orders[q, m, n] = calls
+
+    async def one(q: int, m: int, n: int, attempt: int) -> Replay | None:
+        question, design = trees[q].question, trees[q].designs[m]
+        execution, calls = trees[q].executions[m][n], orders[q, m, n]
+        own_seed = (*seed, question.id, m, n)
+        i = calls[attempt % len(calls)]
+        try:
+            reply = await draw_again(rollout, execution.calls[i], own_seed, attempt)
+        except InfrastructureError:
+            return None
+        other = execution  # where it says the same again, all is the same
+        if reply.ids != execution.calls[i].completion_ids:
+            other = await replay(rollout, question, design, execution, own_seed, {i: reply})
+        if other.status in ("infra_error", "timeout"):
+            return None
+        return Replay(i, other, other.reward - cost(question, design, other))
+
+    found, num_spoiled = {place: [] for place in orders}, 0
+    for attempt in range(count):  # no more of them at the same time than there are executions
+        replays = await asyncio.gather(*(one(*place, attempt) for place in orders))
+        for place, result in zip(orders, replays):
+            if result is None:
+                num_spoiled += 1
+            else:
+                found[place].append(result)
+    if num_spoiled:
+        log.info(f"{num_spoiled} of {count * len(orders)} replays failed or timed out: left out")
     return found
 
 
@@ -159,20 +181,21 @@ async def without_agents(tree: Tree, rollout, seed: tuple) -> list[dict[str, flo
     """Of each design: agent -> the mean reward of its executions with that agent a pass-through.
 
     All calls keep their seeds; seed is the tree's. An agent without which it is no worse does not
-    earn its place.
+    earn its place. Where all fail or time out, nothing is known, and said.
     """
 
-    async def mean_reward(m: int, agent: str) -> float:
+    async def mean_reward(m: int, agent: str) -> float | None:
         executor = functools.partial(WithoutAgent, left_out=agent)
         seeds = [(*seed, tree.question.id, m, n) for n in range(len(tree.executions[m]))]
         executions = await asyncio.gather(
             *(rollout.rollout_execution(tree.designs[m], tree.question, s, executor) for s in seeds)
         )
-        return mean(execution.reward for execution in executions if execution.valid)
+        rewards = [e.reward for e in executions if e.status not in ("infra_error", "timeout")]
+        return mean(rewards) if rewards else None
 
     found = []
     for m, executions in enumerate(tree.executions):
         agents = list(dict.fromkeys(call.agent for e in executions for call in e.calls))
         rewards = await asyncio.gather(*(mean_reward(m, agent) for agent in agents))
-        found.append(dict(zip(agents, rewards)))
+        found.append({a: reward for a, reward in zip(agents, rewards) if reward is not None})
     return found

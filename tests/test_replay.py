@@ -9,7 +9,7 @@ import torch
 from conftest import QUESTION, Scripted, grow, lines, with_rollout
 from runs import train_run
 
-from data_types import Call, Design, Execution, Tree, seed_of
+from data_types import Call, Completion, Design, Execution, Tree, seed_of
 from engines.hf import HFEngine
 from lib.errors import EngineError
 from lib.minibatches import make_samples
@@ -95,6 +95,7 @@ def test_two_hundred_random_scripts_again_token_for_token(policy):
     assert statuses.count("answered") > 150 and len({len(e.calls) for e in first}) > 5
 
 
+NINE = Completion((9,), (-0.5,), "9")
 CHAIN = """\
 a, b, c = Agent("a", "one"), Agent("b", "two"), Agent("c", "three")
 x, y = ask_all([a, b], question)
@@ -103,21 +104,21 @@ submit(c(x + " and " + y))
 
 
 def test_only_what_depends_on_the_reply_is_sampled_anew(policy):
-    answers = iter(["1", "2", r"\boxed{3}", "9", r"\boxed{42}"])
+    answers = iter(["1", "2", r"\boxed{3}", r"\boxed{42}"])
     engine = Scripted(policy, lambda prompt: next(answers))
     seed = ("run", 0, QUESTION.id, 0, 0)
 
     async def work(rollout):
         design = Design(CHAIN)
         execution = await rollout.rollout_execution(design, QUESTION, seed)
-        other = await replay(rollout, QUESTION, design, execution, seed, call=1)
+        other = await replay(rollout, QUESTION, design, execution, seed, {1: NINE})
         return execution, other
 
     execution, other = with_rollout(policy, engine, work)
     assert [call.text for call in execution.calls] == ["1", "2", r"\boxed{3}"]
     assert [call.text for call in other.calls] == ["1", "9", r"\boxed{42}"]
     assert (execution.reward, other.reward) == (0.0, 1.0)
-    assert len(engine.prompts) == 5  # three, and the two that changed
+    assert len(engine.prompts) == 4  # three, and the one that reads another reply
     assert Replay(1, other, 1.0).said(execution) == "9"
 
 
@@ -188,7 +189,8 @@ def test_what_the_infrastructure_spoils_is_left_out(policy):
     tree = tree_of([run_of(1.0, 1)])
     tree = replace(tree, designs=(Design('submit(Agent("a", "b")(question))'),))
     engine = Scripted(policy, lambda prompt: EngineError("gone"))
-    assert with_rollout(policy, engine, lambda r: replay_calls([tree], r, ("t",))) == {}
+    found = with_rollout(policy, engine, lambda r: replay_calls([tree], r, ("t",)))
+    assert found == {(0, 0, 0): []} and call_advantages([tree], found) == {}
 
 
 def test_a_prompt_that_changed_is_asked():
