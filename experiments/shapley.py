@@ -11,7 +11,7 @@ Compared with it, over the best design of each question and the untrained execut
 
     execution      reward - mean reward of its group: one number for all calls
     replay         lib/replay.py, calls without a replay with their execution's number
-    leave one out  reward - v(all calls but this one): what infinitely many replays would give
+    leave one out  reward - v(all calls but this one), exactly: what replays estimate
 
 The groups of `execution` are larger, by as many tokens as the replays' calls have from the redrawn
 one on; of these, what is asked as before is not even sampled.
@@ -34,7 +34,7 @@ from data_types import Budget, Completion, Design, Execution, Question, seed_of
 from engines.hf import HFEngine
 from executor import Runtime
 from lib import cli
-from lib.errors import EngineError
+from lib.errors import EngineError, UserError
 from lib.files import atomic_write
 from lib.replay import MAX_REPLAYS, call_differences, name_of, replay_calls
 from policy import Policy
@@ -121,9 +121,18 @@ class Forced:
 
 
 async def enumerate_paths(
-    rollout: Rollout, design: Design, question: Question, replies: Replies
+    rollout: Rollout, design: Design, question: Question, replies: Replies, executions=()
 ) -> Node:
-    """The tree of all that might happen. In it the first missing call of a round comes first."""
+    """The tree of all that might happen. In it the first missing call of a round comes first.
+
+    executions: those whose calls are valued. What they said is in the tree, however rare, and what
+    comes after it as if it were certain: it is, where the call is kept.
+    """
+    said = {}  # name and prompt of a call -> the token ids of replies -> call
+    for execution in executions:
+        for call in execution.calls:
+            place = said.setdefault((name_of(call), call.prompt_ids), {})
+            place[call.completion_ids] = call
     calls = rollout.runtime.budget.calls
     names = {seed_of("x", n, turn): (n, turn) for n in range(calls) for turn in range(calls)}
     many = asyncio.Semaphore(32)
@@ -138,18 +147,21 @@ async def enumerate_paths(
             return Node(reward=execution.reward)
         name = min(engine.missing)
         node = Node(name, engine.missing[name], [])
-        likely = [
-            (p, completion)
-            for p, completion in replies.to(node.prompt_ids)
-            if p * probability >= MIN_PATH
-        ]
-        rest = 1 - sum(p for p, _ in likely)
+        kept = said.get((name, node.prompt_ids), {})
+        branches = []  # (probability, completion, probability of the path with it)
+        for ids, call in kept.items():
+            completion = Completion(ids, call.logprobs, call.text)
+            branches.append((math.exp(sum(call.logprobs)), completion, probability))
+        for p, completion in replies.to(node.prompt_ids):
+            if completion.ids not in kept and p * probability >= MIN_PATH:
+                branches.append((p, completion, p * probability))
+        rest = 1 - sum(p for p, *_ in branches)
         if rest * probability >= MIN_PATH:
-            likely.append((rest, NOTHING))
+            branches.append((rest, NOTHING, rest * probability))
         children = await asyncio.gather(
-            *(grow(told | {name: completion}, p * probability) for p, completion in likely)
+            *(grow(told | {name: completion}, path) for _, completion, path in branches)
         )
-        for (p, completion), child in zip(likely, children):
+        for (p, completion, _), child in zip(branches, children):
             node.branches.append((p, completion.ids, child))
         return node
 
@@ -214,7 +226,7 @@ async def measure_question(rollout, replies, question: Question, config: Config)
     (tree,) = await rollout.rollout([question], 1, N, seed, design.script)
     first = replace(tree, executions=(tree.executions[0][: config.executions],))
     replays = await replay_calls([first], rollout, seed)
-    root = await enumerate_paths(rollout, design, question, replies)
+    root = await enumerate_paths(rollout, design, question, replies, first.executions[0])
 
     own_tokens = sum(num_tokens(e) for e in first.executions[0])
     replay_tokens = sum(
@@ -230,6 +242,7 @@ async def measure_question(rollout, replies, question: Question, config: Config)
             continue
         names = [name_of(call) for call in execution.calls]
         everyone = frozenset(names)
+        assert value(root, execution, everyone) == execution.reward
         exact = shapley_values(names, lambda kept: value(root, execution, kept))
         by_replay = call_differences(execution.reward, replays.get((0, 0, n), []))
         for i, name in enumerate(names):
@@ -314,6 +327,8 @@ def error(rows: list[dict], name: str) -> float:
 
 def main(argv: list[str]) -> None:
     config = cli.flags(Config, argv, "Replay credit against exact Shapley values.")
+    if config.out and not pathlib.Path(config.out).parent.is_dir():
+        raise UserError(f"--out {config.out}: its folder does not exist")
     rows = asyncio.run(measure(config))
     num_executions = len({(row["question"], row["execution"]) for row in rows})
     cli.log.info(f"{len(rows)} calls of {num_executions} executions\n{table(rows)}")
