@@ -66,11 +66,11 @@ class Config:
     phase_steps: int = 1  # steps per stagewise phase (K)
     executor_credit: Literal["execution", "design", "replay"] = "execution"
     """Credit of the executor's calls. execution: its reward against all of its question. design:
-    against those of its design. replay: each call's own, by executions in which it was drawn again
-    (lib/replay.py), four for each."""
+    against those of its design. replay: each call's own, by four replays of each execution, in each
+    of which one of its calls says something else (lib/replay.py)."""
     price: tuple[float, ...] = (0.0,)
     """Prices of a thousand sampled tokens, in rewards. Each question has one of them, drawn at
-    random, which its designer is told; a reward is what is left after paying."""
+    random, which its designer is told; what is learned from is the reward less that cost."""
 
     # Update
     lr: float = 5e-4  # learning rate of AdamW, after the warm-up

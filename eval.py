@@ -54,7 +54,7 @@ from lib.files import atomic_write
 from lib.metrics import eval_score, unique_name
 from lib.model_check import check_model
 from lib.plots import draw_front
-from lib.prices import draw_prices, front, name_at
+from lib.prices import at_price, front, name_at
 from lib.replay import replay_calls, without_agents
 from lib.shapes import read_shapes
 from lib.statistics import Result, record, summarise, table
@@ -245,7 +245,7 @@ class Evaluation:
 
         for start in range(0, len(todo), PORTION):
             trees = await self.rollout.rollout(
-                draw_prices(todo[start : start + PORTION], (price,)),
+                at_price(todo[start : start + PORTION], price),
                 num_designs=self.samples,
                 num_executions=num_votes,
                 seed=(*self.seed, mode),
@@ -425,7 +425,10 @@ def check(config: Config) -> None:
         raise UserError("--serve, --ask: one or the other")
     if not 0 <= config.port < 1 << 16:
         raise UserError(f"--port {config.port}: a number from 0 (any free one) to 65535")
-    parse_prices(config.prices)
+    if parse_prices(config.prices) != (0.0,) and "metaagent" not in config.modes.split(","):
+        raise UserError(
+            f"--prices {config.prices}: only metaagent is told a price; add it to --modes"
+        )
     if config.ask is None and not config.serve:
         load_sets(config)
 
@@ -489,7 +492,7 @@ def main(argv: list[str]) -> None:
     if not results:
         return
     text = table(results)
-    has_front = "," in config.prices
+    has_front = len(parse_prices(config.prices)) > 1
     if has_front:
         text += "\n\n" + front(results)
     if out:

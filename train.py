@@ -275,7 +275,7 @@ class Trainer:
         if self.step == 0 or self.is_due(self.config.eval_every):
             evaluation = await evaluate_heldout(self)
             self.records.add_evaluation(evaluation)
-            launch.keep_best(self, evaluation["eval_greedy"])
+            launch.keep_best(self, evaluation)
 
     def save_checkpoint(self) -> None:
         checkpoint.save(self.out, self.learners, self.step, is_writer=self.rank == 0)

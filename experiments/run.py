@@ -58,16 +58,11 @@ def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
         measure = {"trained": trained, "voted": voted, "priced": priced}[arm]
         return {"arm": arm, "seed": seed, **measure(seed, folder)}
     out = place(arm, seed, folder)
-    train(out, f"{COMMON} {ARMS[arm]}", seed)
-    rows = read_jsonl(out / "metrics.jsonl")
-    num_spoiled = spoiled(rows)
-    if num_spoiled:
-        log.info(f"{out}: {num_spoiled} executions failed or timed out; was the machine busy?")
-    return summary(arm, seed, rows)
+    return summary(arm, seed, train(out, f"{COMMON} {ARMS[arm]}", seed))
 
 
-def train(out: pathlib.Path, flags: str, seed: int) -> None:
-    """Train with these flags, or go on; nothing where it is complete."""
+def train(out: pathlib.Path, flags: str, seed: int) -> list[dict]:
+    """The metrics of a training with these flags, which is done, or goes on, unless complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # The training holds the lock, too: one that outlives this program is waited for.
     with open(out.with_suffix(".lock"), "w") as lock:
@@ -76,6 +71,11 @@ def train(out: pathlib.Path, flags: str, seed: int) -> None:
             resume = ["--resume"] if (out / "config.json").exists() else []
             given = [] if resume else shlex.split(flags)
             execute(["train.py", *given, "--seed", seed, "--out", out, *resume], lock.fileno())
+    rows = read_jsonl(out / "metrics.jsonl")
+    num_spoiled = spoiled(rows)
+    if num_spoiled:
+        log.info(f"{out}: {num_spoiled} executions failed or timed out; was the machine busy?")
+    return rows
 
 
 def is_complete(out: pathlib.Path) -> bool:
@@ -142,7 +142,7 @@ def needs(arm: str, seed: int, folder: pathlib.Path) -> list[tuple[str, int]]:
     return [(other, seed) for other in others if not is_complete(place(other, seed, folder))]
 
 
-# ------------------------------------------------------------------ measurements of trained models
+# ----------------------------------------------------------------- what begins with trained models
 
 
 def trained(seed: int, folder: pathlib.Path) -> dict:

@@ -31,6 +31,7 @@ async def evaluate_heldout(trainer) -> dict:
     evaluation = {
         "eval_accuracy": mean(s.eval_score for s in stats),
         "eval_greedy": mean(s.eval_score for s in greedy),
+        "eval_cost": mean(s.cost for s in greedy),
         "eval_valid_designs": mean(s.script_runs for s in stats),
         "eval_families": by_family(stats),
         "eval_greedy_families": accuracy_by_family(greedy),

@@ -69,7 +69,11 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
         torch.cuda.set_device(device)
     distributed.join(world, timeout_seconds=600 + 4 * EXECUTION_SECONDS)
     out = open_folder(config, rank)
-    plugins.load(config.plugin, out if rank == 0 else None)
+    names = plugins.load(config.plugin, out if rank == 0 else None)
+    if "executor_advantages" in names and config.executor_credit == "replay":
+        raise UserError(
+            "--executor-credit replay: replayed calls would not have the advantages of --plugin"
+        )
     if rank == 0:
         cli.log_to(out / "log.txt")
         log.info(f"flags: {flags_text(config, presets[config.preset])}")
@@ -147,6 +151,8 @@ def load_questions(config, num_questions: int) -> tuple[list[Question], list[Que
             f"--tasks {config.tasks}: {len(questions)} training questions, "
             f"fewer than --questions {config.questions}"
         )
+    if config.price == (0.0,):  # a plug-in's questions may have prices of their own
+        return questions, heldout_questions
     prices, seed = config.price, config.seed
     return draw_prices(questions, prices, seed), draw_prices(heldout_questions, prices, seed)
 
@@ -271,23 +277,29 @@ def check_infrastructure(trees: list[Tree], trainer) -> None:
         raise EngineError(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
 
 
-def keep_best(trainer, accuracy: float) -> None:
+def keep_best(trainer, evaluation: dict) -> None:
     """Save the models if no earlier evaluation was as good, that of the start included. Collective.
 
-    A resumed run knows the earlier ones by its metrics.
+    Good is accuracy at temperature 0, less what tokens cost. A resumed run knows the earlier ones
+    by its metrics.
     """
     earlier = [trainer.best_accuracy]
     if trainer.config.resume and trainer.rank == 0:
         rows = read_rows(trainer.out)
         earlier += [
-            row["eval_greedy"]
+            net_accuracy(row)
             for row in rows
             if row["step"] + 1 < trainer.step and "eval_greedy" in row
         ]
+    accuracy = net_accuracy(evaluation)
     best = max(distributed.all_gather(earlier))
     trainer.best_accuracy = max(best, accuracy)
     if trainer.step and accuracy > best:
         checkpoint.save_best(trainer.out, trainer.learners, trainer.step, trainer.rank == 0)
+
+
+def net_accuracy(evaluation: dict) -> float:
+    return evaluation["eval_greedy"] - evaluation.get("eval_cost", 0.0)
 
 
 def read_rows(out: pathlib.Path) -> list[dict]:

@@ -51,7 +51,7 @@ def make_samples(
 ) -> list[Sample]:
     """The completions of `roles`, each with its trajectory's advantage; valid executions only.
 
-    replays: (q, m, n) -> [Replay], by which calls have advantages of their own (lib/replay.py).
+    replays: (q, m, n) -> [Replay], by which calls have their own instead (lib/replay.py).
     """
     samples = []
     of_calls = call_advantages(trees, replays) if replays else {}

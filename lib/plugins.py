@@ -3,7 +3,8 @@
 A function in it takes the place of ours of the same name, and has its parameters:
 
     reward(question, answer) -> number                tasks.reward, of any kind of question
-    designer_messages(question) -> [dict]             designer.designer_messages
+    designer_messages(question) -> [dict]             designer.designer_messages; with --price it
+                                                      has to tell question.price itself
     designer_advantages(rewards_Q_M_N, valid_Q_M_N)   credit.designer_advantages
     executor_advantages(rewards_Q_M_N, valid_Q_M_N, group)
     policy_loss(logprobs_K, old_logprobs_K, advantages_K, clip, dual_clip, lengths)
@@ -62,13 +63,13 @@ FUNCTIONS = {
 COLLECTIONS = {"TASKS": dict, "TOOLS": dict, "BLOCKS": list}
 
 
-def load(path: str | None, out: pathlib.Path | None = None) -> None:
-    """Run the file and put its parts in their places. Raises UserError.
+def load(path: str | None, out: pathlib.Path | None = None) -> set[str]:
+    """Run the file, put its parts in their places, and return their names. Raises UserError.
 
     out: folder of a run, which keeps the file; a resumed run must have the same.
     """
     if path is None:
-        return
+        return set()
     try:
         text = pathlib.Path(path).read_text()
     except (OSError, ValueError) as error:
@@ -78,7 +79,7 @@ def load(path: str | None, out: pathlib.Path | None = None) -> None:
         if copy.exists() and copy.read_text() != text:
             raise UserError(f"--plugin {path}: is not what the run in {out} began with ({copy})")
         atomic_write(copy, text)
-    install(run_file(path), path)
+    return install(run_file(path), path)
 
 
 def run_file(path: str) -> dict:
@@ -111,8 +112,8 @@ def time_limit():
         signal.signal(signal.SIGALRM, before)
 
 
-def install(names: dict, path: str) -> None:
-    """Put each part in its place. Raises UserError."""
+def install(names: dict, path: str) -> set[str]:
+    """Put each part in its place; their names. Raises UserError."""
     parts = {name: names[name] for name in (*FUNCTIONS, *COLLECTIONS) if name in names}
     if not parts:
         raise UserError(f"--plugin {path}: defines none of {', '.join((*FUNCTIONS, *COLLECTIONS))}")
@@ -133,6 +134,7 @@ def install(names: dict, path: str) -> None:
         setattr(mas, function.__name__, function)
         mas.__all__.append(function.__name__)
         executor.MORE_BLOCKS.append(textwrap.dedent(inspect.getsource(function)))
+    return set(parts)
 
 
 def replace_ours(name: str, function, where: str) -> None:

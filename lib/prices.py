@@ -1,8 +1,9 @@
 """Cost in the objective (--price): what is learned is the reward less the price of its tokens.
 
-A question has one price, so that all designs and executions that are compared paid the same; the
-designer is told it, and one model covers the front of accuracy against cost. With a single price
-for all questions there is one point of it, which may well be the design that never pays.
+A question has one price, which its designer is told. So all designs and executions that are
+compared pay the same price, and one model may answer for many. Begin with a trained model, and let
+some questions cost nothing: where nothing is learned yet, the cheapest design is the best, and soon
+the designer writes no other (experiments/LOG.md).
 
 Test: `pytest tests/test_prices.py`. Read next: replay.py.
 """
@@ -17,6 +18,11 @@ def draw_prices(questions: list[Question], prices: tuple[float, ...], seed=0) ->
     """Each question with one of the prices. The same arguments draw the same."""
     rng = random.Random(f"prices {seed}")
     return [replace(question, price=rng.choice(prices)) for question in questions]
+
+
+def at_price(questions: list[Question], price: float) -> list[Question]:
+    """All at this one; 0 leaves each its own."""
+    return [replace(question, price=price or question.price) for question in questions]
 
 
 def tokens_of(design: Design, execution: Execution) -> int:

@@ -20,6 +20,7 @@ from lib.files import atomic_write, complete_lines
 from lib.metrics import mean
 from lib.plots import draw_curves
 from lib.trackers import open_tracker
+from rollout import stack_rewards
 
 REPORT_SECONDS = 20.0  # how often report.html is written anew
 LINE_EVERY = 10  # steps between lines where there is no bar
@@ -63,8 +64,8 @@ class Records:
             advantages = designer_adv_Q_M[q], executor_adv_Q_M_N[q]
             replays_M_N = {place[1:]: others for place, others in replays.items() if place[0] == q}
             self.episode = episode(step, trees[q], *advantages, *policies, replays_M_N)
-            rewards = [e.reward for _, e in trees[q].pairs() if e.valid]
-            self.episode_reward = mean(rewards)
+            rewards_Q_M_N, valid_Q_M_N = stack_rewards([trees[q]])
+            self.episode_reward = mean(rewards_Q_M_N[valid_Q_M_N].tolist())
 
     def add_step(self, metrics: dict, bar) -> None:
         """A line of metrics, and one of the episode."""

@@ -1,7 +1,8 @@
 """Dynamic sampling: questions that teach nothing are replaced by further ones (--resample).
 
-Where all executions of a question got the same reward, every advantage is 0. As in DAPO (arXiv
-2503.14476), but with a limit: what is still missing after so many attempts stays as it is.
+Where all executions of a question got the same reward, every advantage is 0, but for those of
+single calls where replays give them. As in DAPO (arXiv 2503.14476), but with a limit: what is still
+missing after so many attempts stays as it is.
 
 Test: `pytest tests/test_minibatches.py`. Read next: minibatches.py.
 """

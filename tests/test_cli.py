@@ -128,6 +128,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (evaluation, "--temperature -1", "--temperature"),
     (evaluation, "--prices 0,dear", "--prices"),
     (evaluation, "--prices 0,-1", "--prices"),
+    (evaluation, "--prices 0,2 --modes single", "metaagent"),
     (evaluation, "--vote-tokens -1", "--vote-tokens"),
     (evaluation, "--model {}/nowhere --tasks arithmetic", "nowhere"),
     (sft, "--data {}/samples.jsonl --out {}/m", "role"),

@@ -202,6 +202,13 @@ def test_the_terminal_shows_what_else_was_said(replayed):
     assert "7 times 6 (reward 1)" in text and "\\boxed{41} (reward 0)" in text
 
 
+def test_an_agents_name_hides_nothing(replayed):
+    name = "a\x1b[31m\u202eb"
+    design = replayed["designs"][0] | {"without": {name: 1.0}}
+    text = pages.as_text(replayed | {"designs": [design]})
+    assert "without a␛[31m⟨202E⟩b: reward 1.00" in text and name not in text
+
+
 def test_there_are_forty_hostile_texts_and_none_leaves_the_data():
     assert len(HOSTILE) >= 40
     source = pages.run_page({"question": HOSTILE})

@@ -78,6 +78,7 @@ def episode(
             run = execution_data(execution, question, policy)
             if executor_adv_M_N is not None and execution.valid:
                 run |= credit_data(rewards_M_N[m][n], executor_adv_M_N[m, n])
+                run["grade"] = execution.reward  # before paying for its tokens
                 add_replays(run["calls"], execution, run["reward"], replays_M_N.get((m, n), []))
             shown["executions"].append(run)
         designs.append(shown)
@@ -224,7 +225,7 @@ def visible(value):
     if isinstance(value, str):
         return HIDDEN.sub(visible_character, value)
     if isinstance(value, dict):
-        return {key: visible(item) for key, item in value.items()}
+        return {visible(key): visible(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [visible(item) for item in value]
     return value

@@ -64,17 +64,24 @@ function shaded(tokens, logprobs, text) {
 
 // ---------------------------------------------------------------------------------------- the tree
 
+// The reward before tokens were paid for.
+function gradeOf(execution) {
+  return missing(execution.grade) ? execution.reward : execution.grade;
+}
+
 function mark(execution) {
+  const grade = gradeOf(execution);
   if (execution.status === null) return "…";
-  if (execution.reward === null) return "";
-  if (execution.reward === 1) return "✓";
-  if (execution.reward === 0) return "✗";
-  return show(execution.reward);
+  if (grade === null) return "";
+  if (grade === 1) return "✓";
+  if (grade === 0) return "✗";
+  return show(grade);
 }
 
 function tone(execution) {
-  if (execution.reward === null) return "quiet";
-  return execution.reward > 0 ? "good" : "bad";
+  const grade = gradeOf(execution);
+  if (grade === null) return "quiet";
+  return grade > 0 ? "good" : "bad";
 }
 
 function choose(design, execution) {
