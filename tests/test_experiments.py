@@ -373,7 +373,8 @@ class Programs:
         elif program == "train.py":
             launch.check(config, world=1)
             out.mkdir()
-            write_rows(out / "metrics.jsonl", [{"step": 0}, {"step": 1, "eval_fixed": {}}])
+            row = {"infra_errors": 0, "statuses": {}, "eval_fixed": {}}
+            write_rows(out / "metrics.jsonl", [row, row])
         else:
             out.mkdir()
             self.evaluate(config, out)
