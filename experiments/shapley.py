@@ -1,6 +1,6 @@
 """Is replay credit right? Against the exact Shapley value of every call, in the tiny world.
 
-    python -m experiments.shapley --out experiments/results/shapley.json     ten minutes of a core
+    python -m experiments.shapley --questions 4    an hour of a core with all 25
 
 The players of the game are the calls of one execution. v(S) is the expected reward where the calls
 of S say what they said, and all others are drawn again from the model; the Shapley value of a call
@@ -42,7 +42,6 @@ from rollout import Rollout
 from sandbox import Sandbox
 from tiny import registry
 
-PUBLISHED = cli.ROOT / "experiments" / "results" / "shapley.json"
 MIN_REPLY = 0.004  # rarer replies are taken together, as one that says nothing
 MIN_PATH = 0.0005  # rarer executions count as wrong
 NOTHING = Completion((), (), "")
@@ -298,10 +297,6 @@ def table(rows: list[dict], draws: int = 2000) -> str:
     return "\n".join(
         [*lines, "", f"Replay - execution's: {gain:+.2f} ({low:+.2f} to {high:+.2f})."]
     )
-
-
-def published() -> list[dict]:
-    return json.loads(PUBLISHED.read_text())["rows"]
 
 
 def columns(rows: list[dict], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
