@@ -20,6 +20,7 @@ Test: `pytest tests/test_shapley.py`. Read next: run.py.
 """
 
 import asyncio
+import itertools
 import json
 import math
 import pathlib
@@ -29,6 +30,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy
 import torch
 
+import mas
 import tasks
 from data_types import Budget, Completion, Design, Execution, Question, seed_of
 from engines.hf import HFEngine
@@ -39,7 +41,7 @@ from lib.files import atomic_write
 from lib.replay import MAX_REPLAYS, call_differences, name_of, replay_calls
 from policy import Policy
 from rollout import Rollout
-from sandbox import Sandbox
+from sandbox import Outcome, Sandbox
 from tiny import registry
 
 MIN_REPLY = 0.004  # rarer replies are taken together, as one that says nothing
@@ -55,6 +57,75 @@ class Config:
     executions: int = 4  # of each, with replays
     seed: int = 0  # random seed for questions and sampling
     out: str | None = None  # JSON file of the results
+
+
+# ---------------------------------------------------------------------- the same thing many times
+
+
+class OwnScript:
+    """A session with a script of ours in this process: for each message it runs from its start."""
+
+    def __init__(self, code, variables: dict):
+        self.code = code
+        self.variables = variables
+        self.answers = []
+
+    async def receive(self) -> dict | None:
+        answers = iter(self.answers)
+
+        def request(message: dict) -> dict:
+            try:
+                return next(answers)
+            except StopIteration:
+                raise Waiting(message) from None
+
+        mas._request, mas._agent_numbers = request, itertools.count()
+        try:
+            exec(self.code, vars(mas) | self.variables)
+        except Waiting as waiting:
+            return waiting.args[0]
+        return None
+
+    async def send(self, answer: dict) -> None:
+        self.answers.append(answer)
+
+    def kill(self) -> None:
+        pass
+
+    async def finish(self) -> Outcome:
+        return Outcome("ok", "", "", 0.0, "none")
+
+
+class Waiting(Exception):
+    """The script has sent a message that nobody has answered yet."""
+
+
+class OwnScripts:
+    """A sandbox for designs of ours alone; what an agent's tool runs is boxed, each code once."""
+
+    def __init__(self, sandbox: Sandbox):
+        self.sandbox = sandbox
+        self.known = {}
+
+    async def talk(self, script: str, variables: dict, limits) -> OwnScript:
+        return OwnScript(compile(script, "design", "exec"), variables)
+
+    async def run(self, code: str, **options) -> Outcome:
+        if code not in self.known:
+            self.known[code] = await self.sandbox.run(code, **options)
+        return self.known[code]
+
+
+class CachingRollout(Rollout):
+    """Grades an answer once."""
+
+    grades = {}
+
+    async def grade(self, question: Question, answer: str) -> float:
+        key = question.id, answer
+        if key not in self.grades:
+            self.grades[key] = await super().grade(question, answer)
+        return self.grades[key]
 
 
 # ------------------------------------------------------------------------ all that might be said
@@ -140,7 +211,7 @@ async def enumerate_paths(
         engine = Forced(told, names)
         runtime = replace(rollout.runtime, engine=engine)
         async with many:
-            once = Rollout(runtime)
+            once = CachingRollout(runtime)
             execution = await once.rollout_execution(design, question, ("x",))
         if not engine.missing:
             return Node(reward=execution.reward)
@@ -212,7 +283,8 @@ async def measure(config: Config) -> list[dict]:
     budget = Budget(calls=12, reply_tokens=24)
     rows = []
     async with Sandbox() as sandbox:
-        rollout = Rollout(Runtime(HFEngine(policy), policy, sandbox, budget))
+        scripts = OwnScripts(sandbox)
+        rollout = CachingRollout(Runtime(HFEngine(policy), policy, scripts, budget))
         replies = Replies(policy, budget.reply_tokens)
         for question in tasks.load("registry", "heldout", config.seed, config.questions):
             rows += await measure_question(rollout, replies, question, config)

@@ -7,6 +7,7 @@ Test: `pytest tests/test_answers.py`. Read next: benchmarks/math_grading.py.
 """
 
 import asyncio
+import functools
 
 from benchmarks.code_grading import behaviour
 from benchmarks.math_grading import same_answer
@@ -39,6 +40,7 @@ def group_equal(answers: list[str | None]) -> list[str | None]:
     return groups
 
 
+@functools.lru_cache(100_000)
 def is_same(leader: str, answer: str | None) -> bool:
     if answer is None or leader == answer:
         return leader == answer

@@ -1,12 +1,22 @@
 """The exact value of every call: by hand, and on the tiny model."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import with_rollout
 
 import tasks
 from data_types import Call, Design, Execution
 from engines.hf import HFEngine
-from experiments.shapley import Node, Replies, enumerate_paths, shapley_values, table, value
+from experiments.shapley import (
+    Node,
+    OwnScripts,
+    Replies,
+    enumerate_paths,
+    shapley_values,
+    table,
+    value,
+)
 from lib.replay import name_of
 from tiny import registry
 
@@ -37,7 +47,10 @@ def test_what_the_tiny_model_may_say(policy):
     design, replies = Design(registry.best_design(question)), Replies(policy, 24)
 
     async def work(rollout):
-        (tree,) = await rollout.rollout([question], 1, 5, ("t",), design.script)
+        boxed = await rollout.rollout([question], 1, 5, ("t",), design.script)
+        rollout.runtime = replace(rollout.runtime, sandbox=OwnScripts(rollout.runtime.sandbox))
+        (tree,) = trees = await rollout.rollout([question], 1, 5, ("t",), design.script)
+        assert trees == boxed  # in this process a script of ours does the same
         executions = tree.executions[0]
         return executions, await enumerate_paths(rollout, design, question, replies, executions)
 
