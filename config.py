@@ -8,7 +8,9 @@ Test: `pytest tests/test_cli.py tests/test_config.py`. Read next: train.py.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
 FINAL_LR = 0.3  # of the learning rate, at the end of a cosine; the original's
@@ -19,6 +21,11 @@ BY_HAND = "hand:"  # before the name of a design by hand, in --designer
 def is_server(model: str) -> bool:
     """Whether a role is played by a server, and not by a model in this process."""
     return model.startswith(("http://", "https://"))
+
+
+ExecutorCredit = Annotated[
+    Literal["question", "design", "replay"], tyro.conf.arg(aliases=["--executor-group"])
+]
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,10 @@ class Config:
     """Roles that learn: in turn, both at once, or only one. In both tiny worlds both at
     once ends higher than in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
-    executor_credit: Literal["execution", "design", "replay"] = "execution"
-    """Credit of the executor's calls. execution: its reward against all of its question. design:
-    against those of its design. replay: each call's own, by four replays of each execution, in each
-    of which one of its calls says something else (lib/replay.py)."""
+    executor_credit: ExecutorCredit = "question"
+    """What an execution is compared with, and all of its calls by that: the others of its question,
+    or of its design. replay: each call by itself, with four replays of its execution in each of
+    which one call says something else (lib/replay.py)."""
     price: tuple[float, ...] = (0.0,)
     """Prices of a thousand sampled tokens, in rewards. Each question has one of them, drawn at
     random, which its designer is told; what is learned from is the reward less that cost."""

@@ -36,7 +36,7 @@ ARMS = {
     "1 x 16": "--designs 1 --executions 16",
     # Half the executions of all others: the paper's comparison.
     "8 x 1": "--designs 8 --executions 1",
-    "groups by design": "--executor-credit design",
+    "groups by design": "--executor-group design",
     "one execution's credit": "--designer-credit single",
     "shared credit": "--designer-credit shared",
     "no anchor": "--anchor 0",

@@ -94,7 +94,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--designer {}/nowhere", "nowhere"),
     (train, "--designs 1 --executions 1", "--executions 1"),
     (train, "--designs 1 --stage designer", "--stage designer"),
-    (train, "--executor-credit design --executions 1", "--executions 1"),
+    (train, "--executor-group design --executions 1", "--executions 1"),
     (train, "--gpu-memory 1.5", "--gpu-memory"),
     (train, "--tis -1", "--tis"),
     (train, "--clip 0 0.2", "--clip"),

@@ -31,6 +31,11 @@ def test_every_flag_is_explained_and_begins_with_no_verb(config, file):
         assert not re.search(rf"^    {field.name}: .*(Of |At most )", source, re.MULTILINE)
 
 
+def test_the_group_of_an_execution_has_two_names():
+    assert resolve("--executor-group", "design").executor_group == "design"
+    assert resolve("--executor-credit", "replay").executor_group == "question"
+
+
 def test_a_preset_gives_defaults_and_a_flag_wins_over_it():
     paper = resolve("--preset", "paper", "--lr", "1e-6")
     assert (paper.designs, paper.executions) == (4, 4)
