@@ -148,7 +148,7 @@ def left_after(row: dict, temperature: int, told: int, paid: int) -> float:
 def heeding(price: int) -> Comparison:
     """What the designs for this price have left of it, minus what those for 0 would have."""
     return at_both(
-        f"left after paying {price}: designs for {price} - designs for 0",
+        f"{price} paid: designs told {price} - told 0",
         "priced",
         lambda row, t: left_after(row, t, price, price) - left_after(row, t, 0, price),
     )
@@ -368,6 +368,22 @@ def new_designs(results: dict) -> str:
 # ------------------------------------------------------------------------------------ the pictures
 
 
+def front_of_prices(axis, arms: dict[str, list[dict]]) -> None:
+    """Accuracy against tokens of the designs for each price at temperature 0."""
+    rows = arms["priced"]
+    points = {"tokens": [], "accuracy": []}
+    for key, of_rows in points.items():
+        of_rows += [[row[TEMPERATURES[0]][str(p)][key] for p in PRICES] for row in rows]
+        of_rows.append([statistics.fmean(values) for values in zip(*of_rows)])
+    lines = list(zip(points["tokens"], points["accuracy"]))
+    for tokens, accuracy in lines[:-1]:
+        axis.plot(tokens, accuracy, "o-", color="#1d5bbf", alpha=0.25)
+    axis.plot(*lines[-1], "o-", color="#1d5bbf", linewidth=2.5)
+    for price, tokens, accuracy in zip(PRICES, *lines[-1]):
+        axis.annotate(f"price {price}", (tokens, accuracy))
+    axis.set(xlabel="sampled tokens per answer", ylabel="accuracy, temperature 0")
+
+
 def matrix(axis, arms: dict[str, list[dict]]) -> None:
     """The crossed evaluation at temperature 0."""
     rows, ends = arms["trained"], (START, END)
@@ -450,7 +466,7 @@ STUDY = Study(
     arms=ARMS,
     claims=CLAIMS,
     tables=(before_and_after, regrets, fronts, collapses),
-    pictures={2: matrix, 6: side_by_side},
+    pictures={2: matrix, 6: side_by_side, 10: front_of_prices},
     figures={"when_agents_help.svg": when_agents_help},
     column=TEMPERATURE_0,
     level=lambda row: start_oracle(row, 0),

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from experiments import arithmetic, registry
+from experiments import arithmetic, registry, shapley
 from experiments.claims import Study, draw, final, interval, page, read, short_table
 from experiments.registry import ARMS, CLAIMS, COMMON, DERIVED, PRICED, PRICES, TEMPERATURES
 from lib import cli
@@ -246,6 +246,7 @@ def publish(study: Study, results: dict, folder: pathlib.Path) -> None:
     atomic_write(folder / "table.md", page(study, results) + "\n")
     if folder == registry.STUDY.folder:
         fill(README, "claims", page(study, results))
+        fill(README, "shapley", shapley.table(shapley.published()))
         fill(ROOT / "README.md", "claims", short_table(study, results))
         fill(ROOT / "README.md", "result", registry.before_and_after(results))
         fill(ROOT / "README.md", "new shapes", registry.new_designs(results))

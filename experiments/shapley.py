@@ -1,6 +1,6 @@
 """Is replay credit right? Against the exact Shapley value of every call, in the tiny world.
 
-    python -m experiments.shapley --questions 4    an hour of a core with all 25
+    python -m experiments.shapley --out experiments/results/shapley.json    ten minutes of a core
 
 The players of the game are the calls of one execution. v(S) is the expected reward where the calls
 of S say what they said, and all others are drawn again from the model; the Shapley value of a call
@@ -369,6 +369,11 @@ def table(rows: list[dict], draws: int = 2000) -> str:
     return "\n".join(
         [*lines, "", f"Replay - execution's: {gain:+.2f} ({low:+.2f} to {high:+.2f})."]
     )
+
+
+def published() -> list[dict]:
+    path = cli.ROOT / "experiments" / "results" / "shapley.json"
+    return json.loads(path.read_text())["rows"]
 
 
 def columns(rows: list[dict], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
