@@ -468,7 +468,7 @@ def test_the_oracle_owes_nothing_to_hindsight():
             assert oracle(row[when]) == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize("flags", [["--claim", "9"], ["--seeds", "0"], ["--arm", "none"]])
+@pytest.mark.parametrize("flags", [["--claim", "99"], ["--seeds", "0"], ["--arm", "none"]])
 def test_bad_flags(flags):
     with pytest.raises(UserError, match="--(claim|seeds|arm)"):
         experiments.main(flags)
