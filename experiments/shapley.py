@@ -261,6 +261,7 @@ def shapley_values(names: list, v) -> list[float]:
     [0.5, 0.5, 0.0]
     """
     count = len(names)
+    # A set of players is a number s: bit i says whether player i is in it.
     values = [v(frozenset(n for i, n in enumerate(names) if s >> i & 1)) for s in range(1 << count)]
     found = []
     for i in range(count):
@@ -268,6 +269,7 @@ def shapley_values(names: list, v) -> list[float]:
         for s in range(1 << count):
             if not s >> i & 1:
                 size = s.bit_count()
+                # The share of all orders in which just these players come before i.
                 weight = math.factorial(size) * math.factorial(count - size - 1)
                 total += weight / math.factorial(count) * (values[s | 1 << i] - values[s])
         found.append(total)

@@ -102,7 +102,7 @@ async def replay_calls(trees: list[Tree], rollout, seed: tuple, count: int = MAX
 
     seed: the trees'. Returns (q, m, n) -> [Replay]. What fails or times out is left out, and said.
     """
-    orders = {}  # (q, m, n) -> the calls of that execution
+    orders = {}  # (q, m, n) -> the calls of that execution, shuffled
     for q, tree in enumerate(trees):
         for m, executions in enumerate(tree.executions):
             for n, execution in enumerate(executions):
@@ -115,7 +115,7 @@ async def replay_calls(trees: list[Tree], rollout, seed: tuple, count: int = MAX
         question, design = trees[q].question, trees[q].designs[m]
         execution, calls = trees[q].executions[m][n], orders[q, m, n]
         own_seed = (*seed, question.id, m, n)
-        i = calls[attempt % len(calls)]
+        i = calls[attempt % len(calls)]  # each call in turn
         try:
             reply = await draw_again(rollout, execution.calls[i], own_seed, attempt)
         except InfrastructureError:
