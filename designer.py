@@ -15,6 +15,7 @@ import inspect
 import mas
 from data_types import Design, Question, seed_of
 from lib.answers import code_blocks
+from lib.chat import render
 from lib.errors import PromptTooLong
 
 ROLE = "Design a multi-agent system."
@@ -94,7 +95,7 @@ async def sample_design(
     Raises EngineError.
     """
     try:
-        prompt_ids = policy.render(designer_messages(question))
+        prompt_ids = await render(policy, designer_messages(question))
         completion = await engine.sample(
             prompt_ids, max_tokens, seed_of(*seed, "design"), temperature
         )

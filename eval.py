@@ -47,7 +47,6 @@ from engines import open_engine
 from engines.openai_api import ChatEngine, open_server
 from executor import Runtime
 from lib import cli, plugins
-from lib.answers import committed_answer
 from lib.cli import log
 from lib.errors import InfrastructureError, UserError
 from lib.files import atomic_write
@@ -58,7 +57,7 @@ from lib.prices import at_price, front, name_at
 from lib.replay import replay_calls, without_agents
 from lib.shapes import read_shapes
 from lib.statistics import Result, record, summarise, table
-from lib.votes import group_answers
+from lib.votes import read_answers
 from lib.ways import FAST
 from policy import Policy
 from rollout import Rollout, stack_rewards
@@ -126,8 +125,7 @@ async def majority(rollout: Rollout, question: Question, executions) -> str | No
     Which answers count as one: lib/votes.py.
     """
     replies = [execution.answer for execution in executions if execution.answer]
-    answers = [committed_answer(question.kind, reply) for reply in replies]
-    groups = await group_answers(rollout.runtime.sandbox, question, answers)
+    _, groups = await read_answers(rollout.runtime.sandbox, question, replies)
     counts = Counter(group for group in groups if group)
     if not counts:
         return None

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from data_types import Ask, Budget, Call, Completion, Design, Execution, Question, seed_of
-from lib.answers import committed_answer
+from lib.chat import render
 from lib.errors import (
     InfrastructureError,
     InvalidScript,
@@ -33,7 +33,8 @@ from lib.errors import (
 )
 from lib.messages import parse_asks
 from lib.tools import TOOLS, parse_tool_call, run_tool
-from lib.votes import group_answers
+from lib.turns import my_turn
+from lib.votes import read_answers
 from sandbox import Limits, Outcome, Sandbox
 
 ANSWER_FORMAT = {
@@ -160,10 +161,7 @@ class Executor:
                 raise text
         self.replies += texts
 
-        answers = [committed_answer(self.question.kind, text) for text in texts]
-        groups = answers
-        if len(texts) > 1:
-            groups = await group_answers(self.runtime.sandbox, self.question, answers)
+        answers, groups = await read_answers(self.runtime.sandbox, self.question, texts)
         replies = []
         for i, (text, answer, group) in enumerate(zip(texts, answers, groups)):
             replies.append({"id": first + i, "text": text, "answer": answer, "group": group})
@@ -191,6 +189,7 @@ class Executor:
             )
             self.record(call)
 
+            await my_turn()
             tool_call = parse_tool_call(completion.text, ask.tools)
             if tool_call is None or turn == max_tool_calls:
                 break
@@ -216,7 +215,7 @@ class Executor:
         if self.num_tokens >= self.budget.tokens:
             raise OverBudget(f"more than {self.budget.tokens} tokens")
         self.num_samples += 1
-        prompt_ids = self.runtime.policy.render(messages)
+        prompt_ids = await render(self.runtime.policy, messages)
         completion = await self.runtime.engine.sample(
             prompt_ids,
             max_tokens=min(self.budget.reply_tokens, self.budget.tokens - self.num_tokens),

@@ -49,6 +49,7 @@ from jail.child import EXIT_CODES
 from jail.isolation import readable_paths
 from jail.syscalls import ARCHITECTURES
 from lib.errors import ProtocolError, SandboxError, UserError
+from lib.turns import my_turn
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PROTECTED_LEVELS = ("namespaces", "landlock")
@@ -141,6 +142,7 @@ class Session:
         self.num_messages += 1
         if self.num_messages > self.limits.messages:
             self.refuse("messages", f"more than {self.limits.messages} messages")
+        await my_turn()
         try:
             return parse_message(line)
         except ProtocolError as error:
@@ -530,7 +532,7 @@ def parse_message(line: bytes) -> dict:
     try:
         if line.count(b"[") + line.count(b"{") > MAX_PARTS:
             raise ValueError("too many parts")
-        message = json.loads(line.decode("utf-8", "surrogatepass"), parse_constant=refuse)
+        message = json.loads(line.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON message: {str(error)[:100]}") from None
     if not isinstance(message, dict) or depth_exceeds(message, MAX_DEPTH):

@@ -88,6 +88,8 @@ def same_answer(one: str, other: str) -> bool:
 
 def is_right(gold: str, answer: str, worker: "MathWorker") -> bool:
     gold = gold.strip()
+    if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
+        return False
     if "%" in gold:  # 28 and 28% are the same only where the gold is a percentage
         gold = re.sub(r"\\?%", "", gold)
         answer = re.sub(r"\\?%", "", answer)
@@ -99,8 +101,6 @@ def is_right(gold: str, answer: str, worker: "MathWorker") -> bool:
         without_name = re.sub(r"^\s*[a-zA-Z]\w*\s*=", "", answer)
         if not re.search(r"[\d\\]", answer) or UNFINISHED.search(without_name):
             return False
-    if len(answer) > MAX_ANSWER_CHARS:
-        return False
     return worker.check(plain_latex(gold), plain_latex(answer))
 
 

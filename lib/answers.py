@@ -9,8 +9,10 @@ Test: `pytest tests/test_answers.py`. Read next: votes.py.
 
 import re
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_FENCE = re.compile(r"\s*(`{3,})([^`]*)")  # a whole line: backticks, then the language
+_LAST_BOX = re.compile(r".*\\(?:boxed|fbox)\s*\{", re.DOTALL)
+_BRACE = re.compile(r"(?<!\\)[{}]")
+_FENCE = re.compile(r"^[^\S\n]*(`{3,})([^`\n]*)$", re.MULTILINE)  # backticks, then the language
+MAX_BOX = 100_000  # characters: a longer box counts as not closed
 LANGUAGES = {"py": "python", "python3": "python"}  # other names
 
 
@@ -22,23 +24,21 @@ def last_boxed(text: str) -> str | None:
     >>> last_boxed(r"\\boxed{42}, then \\boxed{17}, then \\boxed{\\frac{4}{2}}")
     '\\\\frac{4}{2}'
     """
-    boxes = list(_BOX.finditer(text))
-    if not boxes:
+    box = _LAST_BOX.match(text)
+    if box is None:
         return None
-    start = boxes[-1].end()
+    start = box.end()
     depth = 1
-    for position in range(start, len(text)):
-        if text[position] not in "{}" or text[position - 1] == "\\":
-            continue
-        depth += 1 if text[position] == "{" else -1
+    for brace in _BRACE.finditer(text, start, start + MAX_BOX):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return text[start:position].strip() or None
+            return text[start : brace.start()].strip() or None
     return None
 
 
 def final_answer(text: str) -> str | None:
     """The answer that a reply commits to: its last box, else its last line "Answer: ..."."""
-    if _BOX.search(text):
+    if _LAST_BOX.match(text):
         return last_boxed(text)
     pattern = r"^[ \t]*\**answer:?\**:?[ \t]+(.+)$"
     lines = re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)
@@ -73,28 +73,22 @@ def code_blocks(text: str, unclosed: bool = False) -> list[tuple[str, str]]:
     >>> code_blocks("``` Python3\\nprint('```')\\n```")
     [('python', "print('```')")]
     """
+    text = text.replace("\r\n", "\n")
     blocks = []
-    lines = []  # of the block that is open
     depth = 0  # how many blocks are open, one within the other
-    for line in text.replace("\r\n", "\n").split("\n"):
-        fence = _FENCE.fullmatch(line)
-        word = fence[2].strip().lower().partition(" ")[0] if fence else ""
-        if depth == 0 and fence is None:
-            continue  # prose
+    for fence in _FENCE.finditer(text):
+        word = fence[2].strip().lower().partition(" ")[0]
         if depth == 0:  # a block begins
-            opening = fence[1]
             language = LANGUAGES.get(word, word)
-            lines = []
+            num_backticks = len(fence[1])
+            start = fence.end()
             depth = 1
-            continue
-        if fence and len(fence[1]) >= len(opening):
+        elif len(fence[1]) >= num_backticks:
             depth += 1 if word else -1
-        if depth == 0:  # it ends
-            blocks.append((language, "\n".join(lines).strip("\n")))
-        else:
-            lines.append(line)
+            if depth == 0:  # it ends
+                blocks.append((language, text[start : fence.start()].strip("\n")))
     if depth > 0 and unclosed:
-        blocks.append((language, "\n".join(lines).strip("\n")))
+        blocks.append((language, text[start:].strip("\n")))
     return blocks
 
 

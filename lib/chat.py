@@ -7,15 +7,26 @@ no question and no agent can speak as another.
 Test: `pytest tests/test_chat.py`. Read next: ways.py.
 """
 
+import asyncio
 import re
 from functools import lru_cache
 
 from jinja2 import TemplateError
 
 from lib.errors import PromptTooLong, UserError
+from lib.turns import my_turn
 
 MARK = "\ue000"  # a private character: marks where a text spells a control token
+LONG = 10_000  # characters: to tokenise as many may take 30 ms
 PROBE = {"system": "Be brief.", "user": "Which number?", "assistant": "It is seven."}
+
+
+async def render(policy, messages: list[dict]) -> tuple[int, ...]:
+    """`policy.render`, in its turn, and in a thread where the conversation is long."""
+    await my_turn()
+    if sum(len(message["content"]) for message in messages) <= LONG:
+        return policy.render(messages)
+    return await asyncio.to_thread(policy.render, messages)
 
 
 class ChatTemplate:
@@ -25,7 +36,7 @@ class ChatTemplate:
         """Raises UserError if the template can't render what agents say to each other.
 
         max_tokens: of a conversation. What has more characters than so many of the longest token is
-        refused unread: tokenising a million takes seconds, in which nothing else moves.
+        refused unread: tokenising a million takes seconds.
         """
         self.tokenizer = tokenizer
         self.max_characters = max_tokens * max(map(len, tokenizer.get_vocab()))

@@ -23,6 +23,8 @@ def parse_tool_call(text: str, tools: tuple[str, ...]) -> tuple[str, str] | None
     >>> parse_tool_call("```python\\nprint(6 * 7)\\n```", ("python",))
     ('python', 'print(6 * 7)')
     """
+    if not tools:
+        return None
     blocks = code_blocks(text)
     if any(name == "solution" for name, _ in blocks):
         return None

@@ -11,8 +11,21 @@ import functools
 
 from benchmarks.code_grading import behaviour
 from benchmarks.math_grading import same_answer
+from lib.answers import committed_answer
+from lib.turns import my_turn
 
 MAX_CHARS = 200  # a longer answer equals only itself
+
+
+async def read_answers(sandbox, question, replies: list[str]) -> tuple[list, list]:
+    """What each reply commits to, and which of these count as one (`group_answers`)."""
+    answers = []
+    for reply in replies:
+        await my_turn()
+        answers.append(committed_answer(question.kind, reply))
+    if len(replies) == 1:
+        return answers, answers
+    return answers, await group_answers(sandbox, question, answers)
 
 
 async def group_answers(sandbox, question, answers: list[str | None]) -> list[str | None]:

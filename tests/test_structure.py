@@ -16,10 +16,11 @@ from sandbox import Sandbox
 
 # Bottom to top. A file imports only files of the lines above its own, also inside functions.
 LAYERS = """
-data_types credit mas config lib/answers lib/attention lib/errors
+data_types credit mas config lib/answers lib/attention lib/errors lib/turns
 lib/lora lib/prices lib/split lib/ways jail/syscalls
-designer lib/chat lib/cli lib/distributed lib/files lib/messages jail/isolation
-jail/seccomp lib/loading lib/shapes tiny/registry tiny/arithmetic/world
+lib/chat lib/cli lib/distributed lib/files lib/messages jail/isolation
+designer jail/seccomp lib/loading tiny/registry
+lib/shapes tiny/arithmetic/world
 lib/card lib/checkpoint lib/metrics lib/selection lib/trackers
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading policy lib/plots lib/statistics jail/child

@@ -34,10 +34,10 @@ from lib.replay import call_differences
 from rollout import stack_rewards
 
 WEB = pathlib.Path(__file__).resolve().parent / "web"
-HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b"
-    "\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ud800-\udfff\ufe00-\ufe0e\ufeff\uffa0"
-    "\ufff9-\ufffb\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
+# Characters that are not seen, or that turn text around: code points, ranges with both ends.
+HIDDEN = (
+    "0-8 b-1f 7f-9f ad 34f 61c 115f 1160 17b4 17b5 180b-180e 200b 200e 200f 2028-202e 2060-206f "
+    "2800 3164 d800-dfff fe00-fe0e feff ffa0 fff9-fffb e0000-e007f e0100-e01ef"
 )
 TOKENS_PER_CHARACTER = 4  # most tokens that make up one character
 
@@ -205,35 +205,57 @@ def calls_read(calls: tuple[Call, ...], question: str) -> list[list[int]]:
         for j in range(i):
             is_final = calls[j].round < call.round and not calls[j + 1].turn
             text = calls[j].text.strip()
-            if is_final and text and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", rest):
+            if is_final and text and stands_in(text, rest):
                 reads_of_call.append(j)
         reads.append(reads_of_call)
     return reads
 
 
+def stands_in(text: str, shown: str) -> bool:
+    """Whether `text` stands in `shown` as whole words.
+
+    >>> stands_in("12", "It is 12."), stands_in("12", "It is 123.")
+    (True, False)
+    """
+    # Linear, which a regular expression is not; occurrences that overlap count as one.
+    start = shown.find(text)
+    while start >= 0:
+        end = start + len(text)
+        if not re.search(r"\w", shown[max(0, start - 1) : start] + shown[end : end + 1]):
+            return True
+        start = shown.find(text, end)
+    return False
+
+
 # ------------------------------------------------------------------------------------------ as text
+
+
+def visible_characters() -> dict[int, str]:
+    """Hidden character -> what is shown in its place."""
+    shown = {}
+    for part in HIDDEN.split():
+        first, _, last = part.partition("-")
+        for code in range(int(first, 16), int(last or first, 16) + 1):
+            shown[code] = chr(0x2400 + code) if code < 0x20 else f"⟨{code:04X}⟩"
+    return shown
+
+
+VISIBLE = visible_characters()
 
 
 def visible(value):
     """Text, or data of text, in which every hidden character is to be seen.
 
-    Hidden: control characters, and those that turn or hide text.
-
     >>> visible("a\\x1b[31m\\u202eb")
     'a␛[31m⟨202E⟩b'
     """
     if isinstance(value, str):
-        return HIDDEN.sub(visible_character, value)
+        return value.translate(VISIBLE)
     if isinstance(value, dict):
         return {visible(key): visible(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [visible(item) for item in value]
     return value
-
-
-def visible_character(match) -> str:
-    character = match[0]
-    return chr(0x2400 + ord(character)) if character < " " else f"⟨{ord(character):04X}⟩"
 
 
 class TextTree:
