@@ -76,7 +76,7 @@ def test_every_attack_is_contained(place, user, level):
         pytest.skip(f"this kernel, or the container, has no {level} for this user: {refused}")
     assert found["problems"] == [] and found["level"] == level
     assert found["uid"] == (os.getuid() if user is None else user)
-    assert found["ran"] >= (110 if SHARED.is_dir() else 40)
+    assert found["ran"] >= (180 if SHARED.is_dir() else 100)
 
 
 SPY = """
