@@ -63,6 +63,10 @@ def pytest_configure(config):
     )
 
 
+class Half(bytes):
+    """Half of a server's answer, after which it hangs up."""
+
+
 class Scripted:
     """An engine whose replies come from `speak(prompt as text)`: a text, or an error to raise."""
 
@@ -213,7 +217,8 @@ def server():
         def reply(self, status, body):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            length = 2 * len(body) if isinstance(body, Half) else len(body)
+            self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(body)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import QUESTION, ROOT
+from conftest import QUESTION, ROOT, Half
 
 from engines.openai_api import ChatEngine
 from executor import Runtime
@@ -60,6 +60,7 @@ def test_an_answer(server):
         b'{"choices": []}',
         b'{"choices": [{"message": {"content": null}}]}',
         b"",
+        Half(b'{"choices": [{"message": {"content": "at'),
         None,
     ],
 )
