@@ -19,6 +19,7 @@ Test: `pytest tests/test_experiments.py`. Read next: registry.py.
 import json
 import pathlib
 import statistics
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -192,15 +193,18 @@ def decide(study: Study, results: dict) -> list[tuple]:
 
 
 def short_table(study: Study, results: dict) -> str:
-    """A table with a row for each claim that has runs; of its title, what is before a colon."""
-    lines = ["| claim | here: mean difference, verdict |", "|---|---|"]
-    said = {}
-    for number, comparison, differences, judged in decide(study, results):
-        text = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
-        said.setdefault(number, []).append(text)
-    for number, texts in said.items():
+    """A table with a row for each claim that has runs: its first comparison, and how many of the
+    others have which verdict. Of the claim's title, what is before a colon."""
+    lines = ["| claim | here: mean difference, verdict | its other comparisons |", "|---|---|---|"]
+    decided = defaultdict(list)
+    for number, *rest in decide(study, results):
+        decided[number].append(rest)
+    for number, ((comparison, differences, judged), *others) in decided.items():
         title = study.claims[number].title.split(":")[0]
-        lines.append(f"| {number}. {title} | {'; '.join(texts)} |")
+        first = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
+        counts = Counter(judged for *_, judged in others)
+        counted = ", ".join(f"{judged} {count}" for judged, count in counts.items())
+        lines.append(f"| {number}. {title} | {first} | {counted} |")
     return "\n".join(lines)
 
 

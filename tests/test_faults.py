@@ -5,7 +5,6 @@ FAULTS=50 pytest tests/test_faults.py     fifty kills instead of two, a minute o
                                           every size
 """
 
-import json
 import os
 import pathlib
 import random
