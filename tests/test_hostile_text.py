@@ -127,6 +127,15 @@ def read_calls(text):
     pages.calls_read(tuple(calls), question)
 
 
+def terminal_tree(text):
+    call = {"agent": "a", "round": 1, "answer": None, "messages": [{"content": "x"}], "text": text}
+    call |= {"prompt_tokens": 1, "completion_tokens": 1, "tool_output": None}
+    run = {"status": "answered", "detail": "", "answer": "7", "reward": None, "calls": [call]}
+    design = {"structure": "other", "reward": None, "error": "", "script": "x", "executions": [run]}
+    design |= {"completion_tokens": 1}
+    pages.as_text({"question": "q", "designs": [design]})
+
+
 def judge_result(start, end, expected):
     """Reads a text as a part of the JSON that a program wrote as its result."""
 
@@ -175,7 +184,8 @@ READERS = {
     "same_output, numbers": lambda text: code_grading.same_output("1.5 2", text, "lines"),
     "visible": pages.visible,
     "calls_read": read_calls,
-    "a page's data": lambda text: json.dumps(pages.visible(text)),
+    "a tree in the terminal": terminal_tree,
+    "a page": lambda text: pages.page("run", {"episode": {"question": text}, "live": False}),
 }
 
 

@@ -264,27 +264,26 @@ class TextTree:
     def __init__(self, lines: bool):
         self.lines = lines
 
-    def branch(self, label: str, children: list[list[str]] = ()) -> list[str]:
-        """The lines of a label, which may have several, over its children."""
-        text = label.splitlines() or [""]
+    def branch(self, label: str, children: list[str] = ()) -> str:
+        """A label, which may have several lines, over its children."""
+        parts = [label.removesuffix("\n")]
         for number, child in enumerate(children, 1):
             first, rest = "├─ ", "│  "
             if number == len(children):
                 first, rest = "└─ ", "   "
             if not self.lines:
                 first, rest = "  ", "  "
-            text.append(first + child[0])
-            text += [rest + line for line in child[1:]]
-        return text
+            parts.append(first + child.replace("\n", "\n" + rest))
+        return "\n".join(parts)
 
-    def episode(self, episode: dict) -> list[str]:
+    def episode(self, episode: dict) -> str:
         designs = [self.design(m, design) for m, design in enumerate(episode["designs"], 1)]
         label = f"question: {episode['question']}"
         if price := episode.get("price"):
             label += f"\na thousand tokens cost {price:g}"
         return self.branch(label, designs)
 
-    def design(self, number: int, design: dict) -> list[str]:
+    def design(self, number: int, design: dict) -> str:
         label = f"design {number}: {design['structure']}{credit_text(design)}"
         label += f"   ({design['completion_tokens']} tokens)"
         for agent, reward in design.get("without", {}).items():
@@ -296,7 +295,7 @@ class TextTree:
             children.append(self.execution(n, execution, design))
         return self.branch(label, children)
 
-    def execution(self, number: int, execution: dict, design: dict) -> list[str]:
+    def execution(self, number: int, execution: dict, design: dict) -> str:
         calls = execution["calls"]
         children = []
         for round in sorted({call["round"] for call in calls}):
@@ -318,7 +317,7 @@ class TextTree:
         children.append(self.branch("\n".join(end)))
         return self.branch(f"execution {number}", children)
 
-    def call(self, call: dict) -> list[str]:
+    def call(self, call: dict) -> str:
         label = call["agent"]
         if call["answer"] is not None:
             label += f" → {call['answer']}"
@@ -344,7 +343,7 @@ def credit_text(design: dict) -> str:
 
 def as_text(episode: dict, lines: bool = True) -> str:
     """An episode as a tree for a terminal: designs, executions, rounds, calls, how each ended."""
-    return "\n".join(TextTree(lines).episode(visible(episode)))
+    return TextTree(lines).episode(visible(episode))
 
 
 # -------------------------------------------------------------------------------------------- pages
