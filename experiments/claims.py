@@ -283,6 +283,8 @@ def page(study: Study, results: dict) -> str:
     """All tables."""
     tables = [table(study, results), scores(study, results)]
     tables += [make(results) for make in study.tables]
+    hours = sum(row.get("seconds", 0) for row in results.values()) / 3600
+    tables.append(f"{len(results)} runs, {hours:.1f} hours of training on one core each.")
     return "\n\n".join(filter(None, tables))
 
 
