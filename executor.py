@@ -189,7 +189,7 @@ class Executor:
             )
             self.record(call)
 
-            await my_turn()
+            await my_turn()  # many replies may arrive at once
             tool_call = parse_tool_call(completion.text, ask.tools)
             if tool_call is None or turn == max_tool_calls:
                 break
@@ -215,10 +215,11 @@ class Executor:
         if self.num_tokens >= self.budget.tokens:
             raise OverBudget(f"more than {self.budget.tokens} tokens")
         self.num_samples += 1
+        max_tokens = min(self.budget.reply_tokens, self.budget.tokens - self.num_tokens)
         prompt_ids = await render(self.runtime.policy, messages)
         completion = await self.runtime.engine.sample(
             prompt_ids,
-            max_tokens=min(self.budget.reply_tokens, self.budget.tokens - self.num_tokens),
+            max_tokens,
             seed=seed_of(*self.seed, *seed),
             temperature=self.runtime.temperature,
         )

@@ -352,6 +352,7 @@ class Sandbox:
 
     async def launch(self, kind, texts, stdin: bytes, limits: Limits, line=None) -> Session:
         """Send one run to the server. texts: setup, code, driver."""
+        await my_turn()
         if self.closed:
             raise SandboxError("the sandbox was closed")
         if self.control is None:

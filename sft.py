@@ -42,7 +42,7 @@ from engines.hf import HFEngine
 from executor import Runtime
 from lib import cli, distributed, lora, plugins, selection
 from lib.cli import log
-from lib.errors import InfrastructureError, UserError
+from lib.errors import InfrastructureError, PromptTooLong, UserError
 from lib.files import atomic_write, complete_lines, read_jsonl
 from lib.metrics import unique_name
 from lib.model_check import check_model
@@ -172,13 +172,12 @@ def encode(policy: Policy, rows: list[tuple], max_length: int) -> list[Sample]:
     for role, messages, completion in rows:
         ids = policy.tokenizer.encode(completion, add_special_tokens=False)
         ids.append(policy.tokenizer.eos_token_id)
-        samples.append(Sample(policy.render(messages), tuple(ids), (), 1.0, role))
+        with contextlib.suppress(PromptTooLong):
+            samples.append(Sample(policy.render(messages), tuple(ids), (), 1.0, role))
     short = [sample for sample in samples if len(sample) <= max_length]
-    if len(short) < len(samples):
-        num_long = len(samples) - len(short)
-        log.info(
-            f"{num_long} of {len(samples)} samples are longer than {max_length} tokens: left out"
-        )
+    if len(short) < len(rows):
+        num_long = len(rows) - len(short)
+        log.info(f"{num_long} of {len(rows)} samples are longer than {max_length} tokens: left out")
     return short
 
 

@@ -21,6 +21,7 @@ Read next: datasets.py.
 import asyncio
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
 from lib.errors import ProtocolError
+from lib.turns import my_turn
 from sandbox import MAX_PARTS, Limits, Sandbox
 
 TOLERANCE = 1e-6  # of floating-point outputs under rule "tokens"
@@ -183,7 +185,10 @@ async def call(
     stdin = json.dumps([function, encoded_calls]).encode()
     outcome = await sandbox.run(code, stdin, limits, driver, setup, "candidate")
     lines = outcome.results.split(b"\n")[:-1]
-    results = [parse_result(line) for line in lines[: len(calls)]]
+    results = []
+    for line in lines[: len(calls)]:
+        await my_turn()
+        results.append(parse_result(line))
     results += [{"error": "no result"}] * (len(calls) - len(results))
     return outcome, results
 
@@ -199,6 +204,15 @@ def parse_result(line: bytes) -> dict:
     if isinstance(result, dict) and len(result) == 1 and set(result) <= {"value", "error"}:
         return result
     return {"error": "not a result"}
+
+
+def beginning(value, num_parts: int = 1000) -> str:
+    """The beginning of a value's JSON, which may be megabytes long and hundreds of levels deep."""
+    parts = json.JSONEncoder().iterencode(value)
+    try:
+        return "".join(itertools.islice(parts, num_parts))[:1000]
+    except RecursionError:
+        return "a value of too many levels"
 
 
 # ---------------------------------------------------------------------------------------- comparing
@@ -331,6 +345,7 @@ async def judge_stdin(sandbox, tests: Suite, case: tuple[str, str], program: str
     outcome = await sandbox.run(program, stdin, tests.limits(), setup=tests.setup, kind="candidate")
     if outcome.status != "ok":
         return Verdict(False, outcome.stderr or outcome.status)
+    await my_turn()
     return Verdict(same_output(expected, outcome.stdout, tests.rule), outcome.stdout)
 
 
@@ -355,7 +370,7 @@ async def judge_calls(sandbox, tests: Suite, cases, program: str, stop: bool) ->
         )
         for (_, expected), result in zip(left, results):
             passed = "value" in result and same_value(encode(expected), result["value"])
-            output = json.dumps(result.get("value", result.get("error")))[:1000]
+            output = beginning(result.get("value", result.get("error")))
             is_gone = result == {"error": "no result"}
             if is_gone:
                 output = outcome.stderr or outcome.status

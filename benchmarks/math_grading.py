@@ -21,7 +21,7 @@ import threading
 from lib.answers import final_answer
 
 WORKER = pathlib.Path(__file__).with_name("math_worker.py")
-MAX_ANSWER_CHARS = 2000
+MAX_ANSWER_CHARS = 2000  # or twice as many as the gold answer has
 CHECK_SECONDS = 8.0  # then the worker is killed
 START_SECONDS = 60.0  # the import of sympy is not part of a check
 

@@ -9,6 +9,7 @@ Test: `pytest tests/test_chat.py`. Read next: ways.py.
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from jinja2 import TemplateError
@@ -18,15 +19,18 @@ from lib.turns import my_turn
 
 MARK = "\ue000"  # a private character: marks where a text spells a control token
 LONG = 10_000  # characters: to tokenise as many may take 30 ms
+# One thread: who asks for a prompt that is being tokenised then finds it in the cache.
+TOKENIZING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizing")
 PROBE = {"system": "Be brief.", "user": "Which number?", "assistant": "It is seven."}
 
 
 async def render(policy, messages: list[dict]) -> tuple[int, ...]:
-    """`policy.render`, in its turn, and in a thread where the conversation is long."""
+    """`policy.render` for the event loop: in its turn, and in a thread where it may take long."""
     await my_turn()
     if sum(len(message["content"]) for message in messages) <= LONG:
         return policy.render(messages)
-    return await asyncio.to_thread(policy.render, messages)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(TOKENIZING, policy.render, messages)
 
 
 class ChatTemplate:
@@ -35,14 +39,21 @@ class ChatTemplate:
     def __init__(self, path: str, tokenizer, max_tokens: int = 1 << 20):
         """Raises UserError if the template can't render what agents say to each other.
 
-        max_tokens: of a conversation. What has more characters than so many of the longest token is
-        refused unread: tokenising a million takes seconds.
+        max_tokens: of a conversation and its completion. What has more characters than so many of
+        the longest token is refused unread: tokenising a million takes seconds.
         """
         self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
         self.max_characters = max_tokens * max(map(len, tokenizer.get_vocab()))
         special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
         spellings = sorted(filter(None, special), key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
+        # What text that spells a control token is as text. Looked up: to tell the tokenizer how to
+        # read each piece would change it under the feet of another thread.
+        self.spelled_ids = {}
+        if spellings:
+            options = {"add_special_tokens": False, "split_special_tokens": True}
+            self.spelled_ids = dict(zip(spellings, tokenizer(spellings, **options)["input_ids"]))
         self.merges_system = False  # whether system text goes into the first user turn
         if not self.shows("system", "user"):
             self.merges_system = True
@@ -94,11 +105,13 @@ class ChatTemplate:
         pieces = re.split(rf"{mark}(\d+){mark}", self.to_text(hidden))
         ids = []
         for i, piece in enumerate(pieces):
-            is_spelled = i % 2 == 1  # re.split puts the numbers between the texts
-            text = spelled[int(piece)] if is_spelled else piece
-            ids += self.tokenizer.encode(
-                text, add_special_tokens=False, split_special_tokens=is_spelled
-            )
+            if i % 2 == 1:  # re.split puts the numbers between the texts
+                ids += self.spelled_ids[spelled[int(piece)]]
+            else:
+                ids += self.tokenizer.encode(piece, add_special_tokens=False)
+        if len(ids) >= self.max_tokens:
+            context = f"the context holds {self.max_tokens}"
+            raise PromptTooLong(f"a prompt of {len(ids)} tokens; {context}")
         return tuple(ids)
 
     def turn_end(self, end_ids: frozenset) -> int | None:

@@ -17,7 +17,6 @@ import shutil
 from dataclasses import asdict
 
 import torch
-from safetensors import SafetensorError
 
 from lib.distributed import gather_state, restore_optimizer
 from lib.errors import UserError
@@ -69,9 +68,10 @@ def write_folder(out, name: str, learners: list, step: int, is_writer: bool, wri
             write(folder, learner, state)
             copy_shapes(learner.config.model_of(learner.roles), folder)
             sync_files(folder)
-    except (RuntimeError, OSError, SafetensorError) as error:  # a full disk has three names
+    except Exception as error:  # boundary to libraries: a full disk has four names in theirs
+        free = shutil.disk_usage(out).free >> 20
         shutil.rmtree(new, ignore_errors=True)
-        problem = str(error)[:120]
+        problem = f"{free} MB are free on the disk; {str(error)[:120]}"
         raise UserError(
             f"{out}: the {name} of step {step} could not be written ({problem})"
         ) from error

@@ -9,6 +9,7 @@ checkpoint, so that the files read as if nothing had happened.
 Test: `pytest tests/test_train.py`. Read next: plots.py.
 """
 
+import contextlib
 import json
 import pathlib
 import time
@@ -16,6 +17,7 @@ from dataclasses import asdict
 
 from lib.card import write_cards
 from lib.cli import log
+from lib.errors import UserError
 from lib.files import atomic_write, complete_lines
 from lib.metrics import mean
 from lib.plots import draw_curves
@@ -110,8 +112,12 @@ class Records:
             self.tracker.designs(self.episode, last["step"])
 
     def write(self, name: str, line: dict) -> None:
-        self.files[name].write(json.dumps(line) + "\n")
-        self.files[name].flush()
+        try:
+            self.files[name].write(json.dumps(line) + "\n")
+            self.files[name].flush()
+        except OSError as error:
+            problem = f"{name}.jsonl could not be written ({error.strerror})"
+            raise UserError(f"{self.out}: {problem}; go on with --resume") from error
 
     def report(self) -> None:
         from viewer.pages import write_report
@@ -128,4 +134,5 @@ class Records:
 
     def close(self) -> None:
         for file in self.files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                file.close()

@@ -1,10 +1,13 @@
 """Turns: the event loop goes on while many long texts are read.
 
-A thousand tasks may have a text to read at the same moment, each for a few milliseconds. The loop
-runs all that is ready before it looks at its clocks again, so deadlines would wait for all of them.
-Whoever reads what a model wrote takes a turn first:
+In each pass the event loop runs every task that is ready, and only then looks at its clocks. A
+thousand tasks that each read a text for a few milliseconds would make that pass seconds long, and
+no deadline would be kept meanwhile. Whoever reads what a model wrote waits for its turn first:
 
     await my_turn()
+
+A turn is granted at once while the pass is young and nobody waits; else one in each pass, in the
+order of asking.
 
 Source: ours.
 
@@ -12,34 +15,50 @@ Test: `pytest tests/test_hostile_text.py`. Read next: chat.py.
 """
 
 import asyncio
+import collections
 import time
+import weakref
 
-SHARE = 0.005  # seconds of one pass of the loop in which turns begin
+SHARE = 0.005  # seconds of a pass in which turns are granted at once
 
 
 class Turns:
-    """When the current pass of a loop gave its first turn; None: it has given none yet."""
+    """Of one event loop."""
 
-    loop = None
-    first: float | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop = loop
+        self.first: float | None = None  # time of the first turn in this pass
+        self.line: collections.deque[asyncio.Future] = collections.deque()
 
-    def end_pass(self) -> None:
+    async def wait(self) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+            self.loop.call_soon(self.begin_pass)  # in the next pass
+        if not self.line and now - self.first < SHARE:
+            return
+        future = self.loop.create_future()
+        self.line.append(future)
+        await future
+
+    def begin_pass(self) -> None:
         self.first = None
+        while self.line:
+            future = self.line.popleft()
+            if future.done():  # whoever waited was cancelled
+                continue
+            future.set_result(None)
+            self.first = float("-inf")  # long ago: the pass that begins has given its turn
+            self.loop.call_soon(self.begin_pass)
+            return
 
 
-TURNS = Turns()
+TURNS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # event loop -> Turns
 
 
 async def my_turn() -> None:
-    """Return in this pass of the event loop if it has time left, else in a later one."""
+    """Return when the caller may read a text."""
     loop = asyncio.get_running_loop()
-    if TURNS.loop is not loop:
-        TURNS.loop, TURNS.first = loop, None
-    while True:
-        now = time.monotonic()
-        if TURNS.first is None:
-            TURNS.first = now
-            loop.call_soon(TURNS.end_pass)  # in the next pass
-        if now - TURNS.first < SHARE:
-            return
-        await asyncio.sleep(0)
+    if loop not in TURNS:
+        TURNS[loop] = Turns(loop)
+    await TURNS[loop].wait()

@@ -46,10 +46,7 @@ def is_the_same_run(out, straight):
 
 
 def kill_at_random(command, seconds: float, rng) -> bool:
-    """Start it, and kill -9 at a random moment of so many seconds. Returns whether it was killed.
-
-    A kill takes the process alone: what it has started has to end by itself.
-    """
+    """Start it, and kill -9 at a random moment of so many seconds: whether it was killed."""
     process = subprocess.Popen(
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -123,17 +120,21 @@ def servers_of(process) -> list[int]:
 
 
 def test_a_sandbox_that_is_killed_ten_times(tmp_path):
-    """Its runs are infrastructure errors and left out; the training goes on with a new server."""
+    """Its runs are infrastructure errors and left out; the training goes on with a new server. If
+    all of a step's runs were in it, the training ends and says how to go on."""
     out = tmp_path / "run"
-    process = start("--steps", 30, "--out", out)
+    flags = ("--steps", 30, "--out", out)
+    process = start(*flags)
     wait_for_steps(process, out, 1)
     killed = set()
     while len(killed) < 10:
-        assert process.poll() is None, process.communicate()
-        for pid in servers_of(process):
-            if pid not in killed:
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
+        if process.poll() is not None:
+            _, errors = process.communicate()
+            assert process.returncode == 2 and "--resume" in errors, errors
+            process = start(*flags, "--resume", flags=())
+        for pid in set(servers_of(process)) - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
         time.sleep(0.1)
     finish(process)
     rows = lines(out)
@@ -169,10 +170,16 @@ def test_no_wall_clock_decides(monkeypatch, tmp_path, straight):
 FULL_DISK = """
 set -e
 mount -t tmpfs -o size="$1" tmpfs "$2"
+if [ "$1" = 60m ]; then  # another one fills it while the run is on its way
+    (until [ "$(cat "$2/run/metrics.jsonl" | wc -l)" -ge 2 ]; do sleep 0.1; done
+    cat /dev/zero > "$2/filler") 2> /dev/null &
+fi
 status=0
 "$3" "$4/train.py" $5 --out "$2/run" 2> "$6/errors" > /dev/null || status=$?
 ls -A "$2/run" > "$6/names"
 cp -r "$2/run" "$6/full"
+wait
+rm -f "$2/filler"
 mount -o remount,size=1g "$2"
 "$3" "$4/train.py" --resume --out "$2/run" > /dev/null 2> "$6/errors_after"
 cp -r "$2/run" "$6/run"
@@ -180,10 +187,10 @@ exit $status
 """
 
 
-@pytest.mark.parametrize("megabytes", range(1, 23) if IS_THOROUGH else [1, 18])
+@pytest.mark.parametrize("megabytes", [*range(1, 22), 60] if IS_THOROUGH else [14, 60])
 def test_a_disk_that_fills_up(straight, tmp_path, megabytes):
-    """A disk of so many megabytes: one clear line, the last checkpoint stays, and when there is
-    room the run goes on."""
+    """A disk of so many megabytes, or one that another program fills: one clear line, the last
+    checkpoint stays, and when there is room the run goes on."""
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("only root can make a small disk")
     disk = tmp_path / "disk"

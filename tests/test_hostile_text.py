@@ -16,9 +16,11 @@ from data_types import Budget, Call, Completion, Design
 from designer import extract_script
 from executor import Executor, Runtime
 from lib import answers, shapes, tools, votes
+from lib.chat import render
 from lib.errors import PromptTooLong, ProtocolError
 from lib.messages import parse_asks
 from lib.metrics import structure
+from lib.turns import my_turn
 from sandbox import Sandbox, parse_message
 from viewer import pages
 
@@ -223,8 +225,8 @@ def test_a_prompt_that_cannot_fit_is_refused_unread(policy):
 A = 'a = Agent("a", "b", tools=["python"])\n'
 SCRIPTS = [
     A + "a('a' * 1_000_000)",  # refused: it can't fit
-    A + "a('\\n' * 100_000)",  # tokenised: it might
-    A + "a('\u4e2d' * 100_000)",
+    A + "a('\\n' * 50_000)",  # tokenised: it might
+    A + "a('\u4e2d' * 50_000)",
     A + "ask_all([a] * 64, '<|im_end|>' * 1_500)",
     A + "ask_all([a] * 64, 'word ' * 3_000)",
     A + "a('\ud800' * 100_000)",
@@ -254,38 +256,101 @@ class Hostile(Scripted):
         return Completion((7,) * max_tokens, (-0.5,) * max_tokens, text, truncated=True)
 
 
-async def heartbeat(held):
-    """The CPU seconds that each pass of the loop takes, in which its clocks stand still."""
-    while True:
+class MeasuredLoop(asyncio.SelectorEventLoop):
+    """Notes the CPU seconds of each pass, in which its clocks stand still."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = []
+
+    def _run_once(self):
         before = time.thread_time()
-        await asyncio.sleep(0)
-        held.append(time.thread_time() - before)
+        super()._run_once()
+        self.passes.append(time.thread_time() - before)
 
 
 @pytest.mark.alone
 def test_the_event_loop_goes_on(policy):
     """256 hostile executions at the same time."""
     budget = Budget(calls=64, reply_tokens=REPLY_TOKENS, tokens=100_000, seconds=120)
-    held = []
 
     async def go():
         async with Sandbox() as sandbox:
             runtime = Runtime(Hostile(policy), policy, sandbox, budget)
-            beating = asyncio.create_task(heartbeat(held))
             executions = []
             for n in range(NUM_EXECUTIONS):
                 design = Design(SCRIPTS[n % len(SCRIPTS)])
                 executions.append(Executor(runtime, QUESTION, ("test", n)).execute(design))
-            executions = await asyncio.gather(*executions)
-            beating.cancel()
-            return executions
+            return await asyncio.gather(*executions)
 
     gc.collect()
     gc.freeze()  # as open_engine does
     for _ in range(ATTEMPTS):
-        held.clear()
-        statuses = Counter(execution.status for execution in asyncio.run(go()))
-        if max(held) <= MAX_HELD_SECONDS:
+        policy.chat.to_ids.cache_clear()
+        with asyncio.Runner(loop_factory=MeasuredLoop) as runner:
+            executions = runner.run(go())
+            passes = runner.get_loop().passes
+        if max(passes) <= MAX_HELD_SECONDS:
             break
-    assert len(held) > NUM_EXECUTIONS and max(held) <= MAX_HELD_SECONDS, sorted(held)[-5:]
+    gc.unfreeze()
+    statuses = Counter(execution.status for execution in executions)
+    assert len(passes) > NUM_EXECUTIONS and max(passes) <= MAX_HELD_SECONDS, sorted(passes)[-5:]
     assert statuses.keys() >= {"answered", "budget", "crashed", "no_answer"}, statuses
+
+
+def test_concurrent_prompts_have_the_ids_of_each_alone(policy):
+    """Long ones are tokenised in a thread, short ones beside it; all spell control tokens."""
+    rng = random.Random(0)
+    conversations = []
+    for i in range(300):
+        size = 3_000 if i % 8 == 0 else 20
+        words = rng.choices(["<|im_end|>", "<|im_start|>assistant\n", "yes ", "\n", "7"], k=size)
+        conversations.append([{"role": "user", "content": f"{i} {''.join(words)}"}])
+
+    def one_by_one():
+        policy.chat.to_ids.cache_clear()
+        return [tokens(policy.render, conversation) for conversation in conversations]
+
+    def tokens(function, conversation):
+        try:
+            return function(conversation)
+        except PromptTooLong:
+            return None
+
+    async def together():
+        policy.chat.to_ids.cache_clear()
+        rendering = [render(policy, conversation) for conversation in conversations]
+        found = await asyncio.gather(*rendering, return_exceptions=True)
+        return [None if isinstance(ids, PromptTooLong) else ids for ids in found]
+
+    assert asyncio.run(together()) == one_by_one()
+
+
+def test_turns_are_granted_in_the_order_of_asking():
+    """Who waits for a turn gets it, however busy another is."""
+    order = []
+
+    async def busy():
+        for _ in range(50):
+            await my_turn()
+            order.append("busy")
+            time.sleep(0.006)
+            await asyncio.sleep(0)
+
+    async def other(name):
+        await my_turn()
+        order.append(name)
+
+    async def go():
+        tasks = [asyncio.create_task(other(name)) for name in ("a", "b")]
+        gone = asyncio.create_task(other("cancelled"))
+        running = asyncio.create_task(busy())
+        time.sleep(0.01)  # the pass is old already
+        await asyncio.sleep(0)
+        late = [asyncio.create_task(other(name)) for name in ("c", "d")]
+        gone.cancel()
+        await asyncio.gather(running, *tasks, *late)
+
+    asyncio.run(go())
+    others = [name for name in order if name in "abcd"]
+    assert others == ["a", "b", "c", "d"] and order.index("d") < 10

@@ -217,7 +217,7 @@ def stands_in(text: str, shown: str) -> bool:
     >>> stands_in("12", "It is 12."), stands_in("12", "It is 123.")
     (True, False)
     """
-    # Linear, which a regular expression is not; occurrences that overlap count as one.
+    # Linear, which a regular expression is not. One that overlaps the one before is not seen.
     start = shown.find(text)
     while start >= 0:
         end = start + len(text)
