@@ -33,7 +33,7 @@ from lib.errors import (
 )
 from lib.messages import parse_asks
 from lib.tools import TOOLS, parse_tool_call, run_tool
-from lib.turns import my_turn
+from lib.turns import all_of, my_turn
 from lib.votes import read_answers
 from sandbox import Limits, Outcome, Sandbox
 
@@ -155,10 +155,7 @@ class Executor:
         self.num_rounds += 1
         first = len(self.replies)
         agents = [self.run_agent(ask, first + i) for i, ask in enumerate(asks)]
-        texts = await asyncio.gather(*agents, return_exceptions=True)  # all end before one raises
-        for text in texts:
-            if isinstance(text, BaseException):
-                raise text
+        texts = await all_of(agents)
         self.replies += texts
 
         answers, groups = await read_answers(self.runtime.sandbox, self.question, texts)

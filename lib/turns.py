@@ -62,3 +62,17 @@ async def my_turn() -> None:
     if loop not in TURNS:
         TURNS[loop] = Turns(loop)
     await TURNS[loop].wait()
+
+
+async def all_of(coroutines: list) -> list:
+    """Their results, at the same time. All end before the first error is raised."""
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if not errors:
+        return results
+    try:
+        raise errors[0]
+    finally:
+        # An error holds this frame, and these names would hold the errors: a circle, which only a
+        # pause for garbage collection would free.
+        del results, errors
