@@ -216,7 +216,7 @@ class Executor:
         prompt_ids = await render(self.runtime.policy, messages)
         completion = await self.runtime.engine.sample(
             prompt_ids,
-            max_tokens,
+            max_tokens=max_tokens,
             seed=seed_of(*self.seed, *seed),
             temperature=self.runtime.temperature,
         )

@@ -547,10 +547,11 @@ def depth_exceeds(message, max_depth: int) -> bool:
     for _ in range(max_depth):
         below = []
         for value in level:
-            if isinstance(value, dict):
-                below += value.values()
-            elif isinstance(value, list):
+            kind = type(value)
+            if kind is list:
                 below += value
+            elif kind is dict:
+                below += value.values()
         level = below
     return bool(level)
 

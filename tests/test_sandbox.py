@@ -345,7 +345,8 @@ def test_a_dead_server_is_noticed_and_replaced(count, level):
                 )
                 for _ in range(count)
             ]
-            await asyncio.sleep(0.2)
+            while len(sandbox.runs) < count:
+                await asyncio.sleep(0.05)
             sandbox.server.kill()
             found = await asyncio.wait_for(asyncio.gather(*lost, return_exceptions=True), 30)
             assert len(found) == count and all(isinstance(error, SandboxError) for error in found)
