@@ -12,11 +12,13 @@ from lib.errors import UserError
 
 
 def atomic_write(path: pathlib.Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. Raises UserError."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: not written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
