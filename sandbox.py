@@ -142,7 +142,7 @@ class Session:
         self.num_messages += 1
         if self.num_messages > self.limits.messages:
             self.refuse("messages", f"more than {self.limits.messages} messages")
-        await my_turn()
+        await my_turn()  # many messages may arrive at once
         try:
             return parse_message(line)
         except ProtocolError as error:
@@ -352,7 +352,7 @@ class Sandbox:
 
     async def launch(self, kind, texts, stdin: bytes, limits: Limits, line=None) -> Session:
         """Send one run to the server. texts: setup, code, driver."""
-        await my_turn()
+        await my_turn()  # a rollout starts hundreds at once
         if self.closed:
             raise SandboxError("the sandbox was closed")
         if self.control is None:

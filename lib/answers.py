@@ -9,9 +9,10 @@ Test: `pytest tests/test_answers.py`. Read next: votes.py.
 
 import re
 
-_LAST_BOX = re.compile(r".*\\(?:boxed|fbox)\s*\{", re.DOTALL)
+_LAST_BOX = re.compile(r".*\\(?:boxed|fbox)\s*\{", re.DOTALL)  # .* takes all that it can
 _BRACE = re.compile(r"(?<!\\)[{}]")
-_FENCE = re.compile(r"^[^\S\n]*(`{3,})([^`\n]*)$", re.MULTILINE)  # backticks, then the language
+# A line of backticks and the language; [^\S\n] is white space that ends no line.
+_FENCE = re.compile(r"^[^\S\n]*(`{3,})([^`\n]*)$", re.MULTILINE)
 MAX_BOX = 100_000  # characters: a longer box counts as not closed
 LANGUAGES = {"py": "python", "python3": "python"}  # other names
 

@@ -23,21 +23,21 @@ SHARE = 0.005  # seconds of a pass in which turns are granted at once
 
 
 class Turns:
-    """Of one event loop."""
+    """Those of one event loop. It holds no loop: that would keep every loop for ever (TURNS)."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self.loop = loop
+    def __init__(self):
         self.first: float | None = None  # time of the first turn in this pass
         self.line: collections.deque[asyncio.Future] = collections.deque()
 
     async def wait(self) -> None:
+        loop = asyncio.get_running_loop()
         now = time.monotonic()
         if self.first is None:
             self.first = now
-            self.loop.call_soon(self.begin_pass)  # in the next pass
+            loop.call_soon(self.begin_pass)  # in the next pass
         if not self.line and now - self.first < SHARE:
             return
-        future = self.loop.create_future()
+        future = loop.create_future()
         self.line.append(future)
         await future
 
@@ -49,7 +49,7 @@ class Turns:
                 continue
             future.set_result(None)
             self.first = float("-inf")  # long ago: the pass that begins has given its turn
-            self.loop.call_soon(self.begin_pass)
+            asyncio.get_running_loop().call_soon(self.begin_pass)
             return
 
 
@@ -60,7 +60,7 @@ async def my_turn() -> None:
     """Return when the caller may read a text."""
     loop = asyncio.get_running_loop()
     if loop not in TURNS:
-        TURNS[loop] = Turns(loop)
+        TURNS[loop] = Turns()
     await TURNS[loop].wait()
 
 
