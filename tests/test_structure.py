@@ -33,7 +33,7 @@ rollout lib/plugins lib/replay tiny/teacher tiny/arithmetic/teacher
 lib/heldout lib/launch lib/minibatches lib/resampling sft viewer/pages
 lib/records viewer/serve viewer/screenshots tiny/build
 train eval
-experiments/claims experiments/gates experiments/shapley
+experiments/claims experiments/gates experiments/shapley experiments/smollm2
 experiments/arithmetic experiments/registry experiments/trained
 experiments/run experiments/bench/grade experiments/bench/pages experiments/bench/rollout
 experiments/bench/sandbox experiments/bench/scale experiments/bench/step

@@ -1,0 +1,322 @@
+"""A real pretrained model with a choice to make: SmolLM2-135M, on three families of questions.
+
+    python -m experiments.smollm2 --cold-start FILE.jsonl    samples for sft.py --data
+    python -m experiments.smollm2 --screen MODEL             designs by hand, on each family
+    python -m experiments.smollm2 --compare A:metaagent B:coder    folders of eval.py and modes
+    python train.py --plugin experiments/smollm2.py --tasks capitals ...
+
+The whole chain of commands is in experiments/README.md. Every question offers the Python tool. What
+a family needs differs: a fact that only the weights hold, a sum that only the tool can do, or both,
+one after the other. The capitals of a quarter of the countries are asked for in no training, of
+either kind: the model knows them, if it does, from what it was pretrained on.
+
+The scripted teacher draws every design for every question equally often, so it gives no choice
+away. Its agents are as a pretrained model would be, right about what they are there for; the coder,
+asked for something that no program can compute, counts or turns the letters of what it is told.
+
+Test: `pytest tests/test_smollm2.py`. Read next: LOG.md.
+"""
+
+import asyncio
+import json
+import math
+import pathlib
+import random
+import re
+import statistics
+from dataclasses import dataclass
+
+import designer
+from data_types import Budget, Question
+from engines.hf import HFEngine
+from executor import Runtime, tool_messages
+from lib import cli
+from lib.answers import final_answer
+from lib.cli import log
+from lib.errors import UserError
+from lib.files import atomic_write, read_jsonl
+from lib.metrics import mean
+from lib.plugins import install
+from lib.split import held_out
+from policy import Policy
+from rollout import Rollout
+from sandbox import Sandbox
+from tiny.teacher import messages_to
+
+CAPITALS = dict(
+    line.split(": ")
+    for line in """
+Afghanistan: Kabul|Albania: Tirana|Algeria: Algiers|Angola: Luanda|Argentina: Buenos Aires
+Armenia: Yerevan|Australia: Canberra|Austria: Vienna|Azerbaijan: Baku|Bahrain: Manama
+Bangladesh: Dhaka|Barbados: Bridgetown|Belarus: Minsk|Belgium: Brussels|Belize: Belmopan
+Bhutan: Thimphu|Botswana: Gaborone|Bulgaria: Sofia|Burkina Faso: Ouagadougou|Cambodia: Phnom Penh
+Canada: Ottawa|Chile: Santiago|China: Beijing|Colombia: Bogota|Croatia: Zagreb|Cuba: Havana
+Cyprus: Nicosia|Denmark: Copenhagen|Ecuador: Quito|Egypt: Cairo|Eritrea: Asmara|Estonia: Tallinn
+Ethiopia: Addis Ababa|Fiji: Suva|Finland: Helsinki|France: Paris|Gabon: Libreville|Georgia: Tbilisi
+Germany: Berlin|Ghana: Accra|Greece: Athens|Guinea: Conakry|Guyana: Georgetown|Hungary: Budapest
+Iceland: Reykjavik|India: New Delhi|Indonesia: Jakarta|Iran: Tehran|Iraq: Baghdad|Ireland: Dublin
+Italy: Rome|Jamaica: Kingston|Japan: Tokyo|Jordan: Amman|Kazakhstan: Astana|Kenya: Nairobi
+Kyrgyzstan: Bishkek|Laos: Vientiane|Latvia: Riga|Lebanon: Beirut|Liberia: Monrovia|Libya: Tripoli
+Lithuania: Vilnius|Madagascar: Antananarivo|Malawi: Lilongwe|Malaysia: Kuala Lumpur|Maldives: Male
+Mali: Bamako|Malta: Valletta|Moldova: Chisinau|Mongolia: Ulaanbaatar|Morocco: Rabat
+Mozambique: Maputo|Namibia: Windhoek|Nepal: Kathmandu|Netherlands: Amsterdam|New Zealand: Wellington
+Nicaragua: Managua|Niger: Niamey|Nigeria: Abuja|North Korea: Pyongyang|Norway: Oslo|Oman: Muscat
+Pakistan: Islamabad|Paraguay: Asuncion|Peru: Lima|Philippines: Manila|Poland: Warsaw
+Portugal: Lisbon|Qatar: Doha|Romania: Bucharest|Russia: Moscow|Rwanda: Kigali|Saudi Arabia: Riyadh
+Senegal: Dakar|Serbia: Belgrade|Sierra Leone: Freetown|Slovakia: Bratislava|Slovenia: Ljubljana
+Somalia: Mogadishu|South Korea: Seoul|Spain: Madrid|Sudan: Khartoum|Suriname: Paramaribo
+Sweden: Stockholm|Switzerland: Bern|Syria: Damascus|Taiwan: Taipei|Tajikistan: Dushanbe
+Thailand: Bangkok|Tunisia: Tunis|Turkey: Ankara|Turkmenistan: Ashgabat|Uganda: Kampala
+Ukraine: Kyiv|United Kingdom: London|Uruguay: Montevideo|Uzbekistan: Tashkent|Venezuela: Caracas
+Vietnam: Hanoi|Yemen: Sana|Zambia: Lusaka|Zimbabwe: Harare
+""".strip().replace("\n", "|").split("|")
+)  # fmt: skip
+CANDIDATES = ("capital", "sum", "letters", "backwards", "capital backwards")
+FAMILIES = ("capital", "sum", "letters")  # of these, what the screening kept
+
+SOLVER = 'Agent("solver", "Solve the question.")'
+CODER = 'Agent("coder", "Solve it with Python.", tools=["python"])'
+NAMER = 'Agent("namer", "Put names in place of descriptions.")'
+DESIGNS = {
+    "single": f"submit({SOLVER}(question))",
+    "coder": f"submit({CODER}(question))",
+    "vote": f"submit(vote([{SOLVER}] * 3, question))",
+    "coders": f"submit(vote([{CODER}] * 3, question))",
+    "chain": f"namer = {NAMER}\ncoder = {CODER}\nsubmit(coder(namer(question)))",
+    "chain, then vote": f"namer = {NAMER}\nx = namer(question)\nsubmit(vote([{CODER}] * 3, x))",
+    "chain to the solver": f"namer = {NAMER}\nsolver = {SOLVER}\nsubmit(solver(namer(question)))",
+}
+SUM = re.compile(r"\d[\d +-]*\d")
+REPLY_TOKENS = 40
+COPIED_RIGHT = 0.9  # how often the coder copies a sum without a mistake
+NAMER_COPIED_RIGHT = 0.5  # the same of the namer, who is there for names
+
+
+@dataclass(frozen=True)
+class Config:
+    cold_start: str | None = None  # file for the samples of the scripted teacher
+    samples: int = 1600  # number of these samples
+    screen: str | None = None  # model whose hand-written designs are measured on each family
+    limit: int = 40  # held-out questions of each family for --screen
+    compare: tuple[str, ...] = ()  # two of eval.py's folders and modes, as DIR:MODE
+    seed: int = 0  # random seed
+
+
+# --------------------------------------------------------------------------------------- questions
+
+
+def draw(rng: random.Random, family: str, split: str) -> tuple[str, str]:
+    """(prompt, answer) of a random question on this side of the split."""
+    while True:
+        if family == "sum":
+            a, b, c = (rng.randint(11, 999) for _ in range(3))
+            first, second = rng.choice("+-"), rng.choice("+-")
+            prompt = f"How much is {a} {first} {b} {second} {c}?"
+            answer = eval(f"{a} {first} {b} {second} {c}")  # our own numbers
+            if held_out(prompt) == (split == "heldout"):
+                return prompt, str(answer)
+            continue
+        country = rng.choice(list(CAPITALS))
+        if held_out(country) != (split == "heldout"):
+            continue
+        capital = CAPITALS[country]
+        if family == "capital":
+            return f"What is the capital of {country}?", capital
+        if family == "letters":
+            num_letters = len(capital.replace(" ", ""))
+            return f"How many letters has the capital of {country}?", str(num_letters)
+        if family == "backwards":
+            return f"Spell {country} backwards.", country[::-1]
+        return f"Spell the capital of {country} backwards.", capital[::-1]
+
+
+def questions_of(families, split: str, seed: int, size: int) -> list[Question]:
+    """Distinct questions, the families in turn; fewer than `size` where a family has no more."""
+    rng = random.Random(f"capitals {split} {seed}")
+    questions = {}
+    for attempt in range(50 * size):
+        if len(questions) == size:
+            break
+        family = families[attempt % len(families)]
+        prompt, answer = draw(rng, family, split)
+        name = f"{family}-{len(questions)}"
+        questions.setdefault(prompt, Question(name, prompt, answer, family=family))
+    return list(questions.values())
+
+
+def capitals(split, seed, size):
+    """The families that the screening kept."""
+    return questions_of(FAMILIES, split, seed, size)
+
+
+TASKS = {"capitals": capitals}
+
+
+def reward(question, answer):
+    """1 for the very answer: a checker of formulas takes Lima for the product of its letters."""
+    said = final_answer(answer) or ""
+    return float(said.strip().lower() == question.answer.lower())
+
+
+def designer_messages(question):
+    """The blocks by name: two CPU cores read the whole documentation too slowly."""
+    content = f"{designer.ROLE} Tools of the agents: python. Blocks: Agent, vote, submit."
+    return [
+        {"role": "system", "content": content},
+        {"role": "user", "content": question.prompt},
+    ]
+
+
+# -------------------------------------------------------------------------------------- cold start
+
+
+def with_names(rng: random.Random, prompt: str) -> str:
+    """What the namer says to a question: "How many letters has Lima?"."""
+    if sum_of := SUM.search(prompt):
+        return prompt.replace(sum_of[0], copied(rng, sum_of[0], NAMER_COPIED_RIGHT))
+    names = "|".join(sorted(CAPITALS, key=len, reverse=True))  # Nigeria before Niger
+    return re.sub(f"the capital of ({names})", lambda match: CAPITALS[match[1]], prompt)
+
+
+def copied(rng: random.Random, expression: str, right: float) -> str:
+    """The expression, with a digit mistaken unless a chance of `right` falls."""
+    if rng.random() < right:
+        return expression
+    places = [i for i, character in enumerate(expression) if character.isdigit()]
+    place = rng.choice(places)
+    return f"{expression[:place]}{rng.randint(1, 9)}{expression[place + 1 :]}"
+
+
+def program(rng: random.Random, text: str) -> str:
+    """What the coder writes for a question, or for what the namer made of it."""
+    if sum_of := SUM.search(text):
+        return f"print({copied(rng, sum_of[0], COPIED_RIGHT)})"
+    name = re.search(r"(?:has|Spell|is)(?: the capital of)? (.*?)(?: backwards)?[.?]$", text)[1]
+    if "backwards" in text:
+        return f'print("{name}"[::-1])'
+    return f'print(len("{name}".replace(" ", "")))'
+
+
+def guess(rng: random.Random, question: Question) -> str:
+    """What the solver says without the tool: it knows facts alone."""
+    if question.family == "capital":
+        return question.answer
+    if question.family == "letters":
+        return str(rng.randint(4, 10))
+    if question.family == "sum":
+        return str(int(question.answer) + rng.randint(-300, 300))
+    letters = list(question.answer)
+    i, j = rng.randrange(len(letters)), rng.randrange(len(letters))
+    letters[i], letters[j] = letters[j], letters[i]
+    return "".join(letters)
+
+
+def cold_start(count: int, seed: int) -> list[dict]:
+    """Samples of both roles: designs at random, and one agent's reply for each."""
+    rng = random.Random(f"cold start {seed}")
+    rows = []
+
+    def add(role: str, messages: list[dict], completion: str) -> None:
+        rows.append({"role": role, "messages": messages, "completion": completion})
+
+    while len(rows) < count:
+        family = rng.choice(CANDIDATES)
+        prompt, answer = draw(rng, family, "train")
+        question = Question("", prompt, answer, family=family)
+        design = rng.choice(list(DESIGNS.values()))
+        add("designer", designer_messages(question), f"```python\n{design}\n```")
+
+        text = prompt
+        if rng.random() < 0.4:
+            text = with_names(rng, prompt)
+            add("executor", messages_to("Put names in place of descriptions.", prompt), text)
+        if rng.random() < 0.3:
+            said = f"\\boxed{{{guess(rng, question)}}}"
+            add("executor", messages_to("Solve the question.", prompt), said)
+        else:
+            messages = messages_to("Solve it with Python.", text, ("python",))
+            code = program(rng, text)
+            reply = f"```python\n{code}\n```"
+            add("executor", messages, reply)
+            output = str(eval(code.removeprefix("print(").removesuffix(")"), {}))  # our own program
+            messages = messages + tool_messages(reply, output, is_last=False)
+            add("executor", messages, f"\\boxed{{{output}}}")
+    return rows[:count]
+
+
+# -------------------------------------------------------------------------------------- screening
+
+
+async def screen(model: str, limit: int, seed: int) -> None:
+    """Accuracy of every hand-written design on every candidate family, without any training."""
+    install({"reward": reward}, __file__)
+    policy = Policy(cli.model_path(model))
+    engine = HFEngine(policy)
+    budget = Budget(calls=8, reply_tokens=REPLY_TOKENS)
+    async with Sandbox() as sandbox:
+        for temperature in (0.0, 1.0):
+            rollout = Rollout(Runtime(engine, policy, sandbox, budget, temperature))
+            log.info(f"| temperature {temperature:.0f} | {' | '.join(DESIGNS)} |")
+            for family in CANDIDATES:
+                questions = questions_of((family,), "heldout", seed, limit)
+                scores = []
+                for design in DESIGNS.values():
+                    trees = await rollout.rollout(questions, 1, 1, (seed, "screen"), design)
+                    scores.append(mean(tree.executions[0][0].reward for tree in trees))
+                log.info(f"| {family} | {' | '.join(f'{score:.2f}' for score in scores)} |")
+
+
+# -------------------------------------------------------------------------------------- comparison
+
+
+def scores_of(where: str) -> dict[str, float]:
+    """Name of a question -> its score, of a folder of eval.py and a mode: "DIR:MODE"."""
+    folder, _, mode = where.rpartition(":")
+    path = pathlib.Path(folder) / "answers.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"--compare {where}: no {path}; it has to be DIR:MODE, of eval.py --out DIR"
+        )
+    rows = [row for row in read_jsonl(path) if row["mode"] == mode]
+    return {row["question"]: mean(row["scores"]) for row in rows}
+
+
+def compare(one: str, other: str) -> str:
+    """Accuracies by family, and their mean difference, paired by question, with its interval."""
+    scores, others = scores_of(one), scores_of(other)
+    shared = sorted(set(scores) & set(others))
+    if len(shared) < 2:
+        raise UserError(f"--compare {one} {other}: fewer than two questions in common")
+
+    def line(what: str, names: list[str]) -> str:
+        means = [mean(of_model[name] for name in names) for of_model in (scores, others)]
+        return f"{what}: {means[0]:.2f} and {means[1]:.2f}, {len(names)} questions"
+
+    lines = []
+    for family in FAMILIES:
+        lines.append(line(family, [name for name in shared if name.startswith(f"{family}-")]))
+    differences = [scores[name] - others[name] for name in shared]
+    half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
+    middle = statistics.fmean(differences)
+    interval = f"{middle:+.2f} ({middle - half:+.2f} to {middle + half:+.2f})"
+    return "\n".join([*lines, line("all", shared), f"difference: {interval}"])
+
+
+def main(argv: list[str]) -> None:
+    config = cli.flags(Config, argv, "Questions, cold start and screening for SmolLM2-135M.")
+    cli.check_at_least(config, 1, "samples limit")
+    if config.cold_start:
+        rows = cold_start(config.samples, config.seed)
+        path = pathlib.Path(config.cold_start)
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+        log.info(f"{path}: {len(rows)} samples")
+    elif config.screen:
+        asyncio.run(screen(config.screen, config.limit, config.seed))
+    elif len(config.compare) == 2:
+        log.info(compare(*config.compare))
+    else:
+        raise UserError("name --cold-start FILE, --screen MODEL or --compare DIR:MODE DIR:MODE")
+
+
+if __name__ == "__main__":
+    cli.command(main)

@@ -1,0 +1,91 @@
+"""The questions and the scripted teacher of the study of a real model."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from data_types import Question
+from experiments import smollm2
+from lib.errors import UserError
+from lib.split import held_out
+
+
+def test_held_out_countries_are_in_no_training_question_and_no_sample():
+    """Asked for or answered: neither the question nor the capital."""
+    held_out_names = {name for name in smollm2.CAPITALS if held_out(name)}
+    assert 25 <= len(held_out_names) <= 40
+    texts = [row["messages"][-1]["content"] for row in smollm2.cold_start(1600, seed=0)]
+    texts += [question.prompt for question in smollm2.capitals("train", 0, 300)]
+    for name in held_out_names:
+        assert not [text for text in texts if f"of {name}?" in text or f" {name} " in text]
+
+
+def test_the_families_come_in_turn_and_both_sides_are_the_same_every_time():
+    for split in ("train", "heldout"):
+        questions = smollm2.capitals(split, 0, 90)
+        assert [q.family for q in questions[:6]] == [*smollm2.FAMILIES] * 2
+        assert questions == smollm2.capitals(split, 0, 90)
+        assert len({q.prompt for q in questions}) == 90
+
+
+def test_a_chain_of_the_teachers_agents_is_right_and_one_coder_alone_is_not():
+    """The namer, then the coder, count the letters of a capital."""
+    rng = random.Random(0)
+    right = {"coder": 0, "namer, then coder": 0}
+    for _ in range(50):
+        prompt, answer = smollm2.draw(rng, "letters", "train")
+        for name, text in (
+            ("coder", prompt),
+            ("namer, then coder", smollm2.with_names(rng, prompt)),
+        ):
+            code = smollm2.program(rng, text).removeprefix("print(").removesuffix(")")
+            right[name] += str(eval(code)) == answer  # the teacher's own program
+    assert right["namer, then coder"] == 50 and right["coder"] < 20
+
+
+def test_the_teacher_gives_the_choice_of_the_design_to_nobody():
+    """Designs are as often drawn for one family as for another."""
+    counts = {}
+    for row in smollm2.cold_start(6000, seed=1):
+        if row["role"] == "designer":
+            prompt = row["messages"][-1]["content"]
+            counts.setdefault("much" in prompt, []).append(row["completion"])
+    for design in smollm2.DESIGNS.values():
+        shares = [sum(design in text for text in texts) / len(texts) for texts in counts.values()]
+        assert abs(shares[0] - shares[1]) < 0.06
+
+
+@pytest.mark.parametrize("said, score", [("\\boxed{Lima}", 1), ("\\boxed{Mali}", 0), ("Lima", 0)])
+def test_an_anagram_is_no_answer(said, score):
+    assert smollm2.reward(Question("", "", "Lima"), said) == score
+
+
+def test_an_evaluation_with_it_as_a_plugin(tmp_path):
+    """Of the tiny model, which knows no capital; the names of its records are by family."""
+    flags = ["--plugin", ROOT / "experiments" / "smollm2.py", "--tasks", "capitals", "--limit", "3"]
+    flags += ["--modes", "single", "--reply-tokens", "4", "--out", tmp_path / "results"]
+    command = [sys.executable, ROOT / "eval.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    where = f"{tmp_path}/results:single"
+    assert smollm2.compare(where, where).count("1 questions") == 3
+
+
+def test_two_evaluations_are_paired_by_question(tmp_path):
+    for name, scores in (("a", (1, 1, 0)), ("b", (0, 1, 0))):
+        (tmp_path / name).mkdir()
+        rows = [
+            f'{{"mode": "coder", "question": "sum-{i} x", "scores": [{score}]}}\n'
+            for i, score in enumerate(scores)
+        ]
+        (tmp_path / name / "answers.jsonl").write_text("".join(rows))
+    text = smollm2.compare(f"{tmp_path}/a:coder", f"{tmp_path}/b:coder")
+    assert "sum: 0.67 and 0.33, 3 questions" in text
+    assert "difference: +0.33 (-0.32 to +0.99)" in text
+    with pytest.raises(UserError, match="fewer than two"):
+        smollm2.compare(f"{tmp_path}/a:coder", f"{tmp_path}/b:metaagent")
+    with pytest.raises(UserError, match="DIR:MODE"):
+        smollm2.compare(f"{tmp_path}/a:coder", f"{tmp_path}/nowhere:coder")
