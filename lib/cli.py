@@ -97,9 +97,20 @@ def log_to(path: pathlib.Path) -> None:
     log.addHandler(handler)
 
 
+class Console(logging.StreamHandler):
+    """Standard output. Whoever reads it may leave (`| head`); the program goes on."""
+
+    def handleError(self, record) -> None:
+        if not isinstance(sys.exception(), BrokenPipeError):
+            return super().handleError(record)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
 def command(main) -> None:
     """Run `main(argv)` as a program: one line and exit code 2 for bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    console = Console(sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console])
     for noisy in ("httpx", "transformers", "datasets", "reasoning_gym", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several ranks, the first speaks

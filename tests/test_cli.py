@@ -197,6 +197,34 @@ def test_it_holds_for_the_real_process_too(tmp_path):
         ), process
 
 
+def test_a_reader_of_the_output_may_leave(tmp_path):
+    """`| head`: the program goes on to its end, and says nothing of it."""
+    done = tmp_path / "done"
+    program = (
+        "import pathlib, sys; from lib import cli\n"
+        "def main(argv):\n"
+        "    for i in range(3):\n"
+        "        cli.log.info('line')\n"
+        "        sys.stdin.readline()\n"
+        "    pathlib.Path(argv[0]).touch()\n"
+        "cli.command(main)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, done],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    process.stdin.write("\n" * 3)
+    process.stdin.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0 and done.exists()
+
+
 def test_an_unknown_flag_gets_a_suggestion(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "--phase-step", "3"])
     with pytest.raises(SystemExit):
