@@ -152,11 +152,14 @@ def debate(agents, text, rounds=1, judge=None):
 
 
 def route(router, agents, text):
-    """route(router, agents, text) -> Reply: the router names one of the agents, which answers."""
+    """route(router, agents, text) -> Reply: the router names one of the agents, which answers.
+
+    If it names none, the first one does.
+    """
     agents = list(agents)
     choice = router(text + "\n\nAgents: " + ", ".join(agent.name for agent in agents))
-    for agent in agents:
-        if re.search(rf"\b{re.escape(agent.name)}\b", choice, re.IGNORECASE):
+    for agent in sorted(agents, key=lambda agent: -len(agent.name)):  # c++ before c
+        if re.search(rf"(?<!\w){re.escape(agent.name)}(?!\w)", choice, re.IGNORECASE):
             return agent(text)
     return agents[0](text)
 

@@ -19,6 +19,7 @@ import os
 import pathlib
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 
 from data_types import Question
@@ -276,13 +277,21 @@ def without(sets: list[list[Question]], name: str, seed: int, data_dir: str | No
 
 
 def questions_of_step(questions: list[Question], Q: int, step: int, seed: int) -> list[Question]:
-    """Q questions. Each pass through the set has a seeded order, the same in every run."""
+    """Q questions. Each pass through the set has a seeded order, the same in every run.
+
+    A question that comes twice in a step gets another id there, and so samples of its own.
+    """
     chosen = []
     for index in range(step * Q, (step + 1) * Q):
         epoch, place = divmod(index, len(questions))
         if not chosen or place == 0:
             order = shuffled(questions, f"epoch {seed} {epoch}")
         chosen.append(order[place])
+    seen = Counter()
+    for i, question in enumerate(chosen):
+        seen[question.id] += 1
+        if seen[question.id] > 1:
+            chosen[i] = replace(question, id=f"{question.id} again {seen[question.id]}")
     return chosen
 
 

@@ -212,13 +212,13 @@ class Trainer:
             **self.clock.metrics(),
         }
 
-    async def grow(self, questions: list[Question], step: int) -> list[Tree]:
-        """The rollout of some questions."""
+    async def grow(self, questions: list[Question], step: int, *attempt: int) -> list[Tree]:
+        """The rollout of some questions. attempt: of further ones, which may come again."""
         return await self.rollout.rollout(
             questions,
             num_designs=self.config.designs,
             num_executions=self.config.executions,
-            seed=(self.config.seed, step),
+            seed=(self.config.seed, step, *attempt),
             fixed_design=self.fixed_design,
         )
 

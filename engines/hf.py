@@ -233,7 +233,8 @@ def decode(policy, requests: list[Request], model=None):
             return
         mask_B_T = torch.cat([mask_B_T, mask_B_T.new_ones(len(mask_B_T), 1)], dim=1)
         # The model's own cache may not be able to drop rows.
-        is_half = len(alive) <= len(row_requests) - len(row_requests) // 2
+        num_finished = len(row_requests) - len(alive)
+        is_half = num_finished >= max(1, len(row_requests) // 2)
         if is_half and not policy.way.own_cache:
             keep_B = torch.tensor(alive, device=device)
             cache.batch_select_indices(keep_B)

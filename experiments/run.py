@@ -33,6 +33,7 @@ from lib import cli
 from lib.cli import ROOT, log
 from lib.errors import UserError
 from lib.files import atomic_write, read_jsonl
+from lib.metrics import start_of
 from lib.prices import name_at
 
 README = ROOT / "experiments" / "README.md"
@@ -218,7 +219,8 @@ def summary(arm: str, seed: int, rows: list[dict]) -> dict:
     at temperature 0].
     """
     first = rows[0]
-    evals = [[0, 0, first["eval_accuracy"], first["eval_greedy"]]]
+    start = start_of(first)
+    evals = [[0, 0, start["eval_accuracy"], start["eval_greedy"]]]
     tokens = 0
     for row in rows:
         tokens += row["tokens"]

@@ -9,6 +9,7 @@ import subprocess
 
 from lib.cli import ROOT, flag_name
 from lib.files import atomic_write, complete_lines
+from lib.metrics import start_of
 
 CARD = """\
 ---
@@ -58,7 +59,8 @@ def card(config: dict, base: str, evaluated: list[dict], run: str, name: str) ->
     last = best if name == "best" else (evaluated[1:] or [None])[-1]
     facts = {"questions": config["tasks"], "commit": commit()}
     if evaluated:
-        facts["held-out accuracy before, temperature 0"] = f"{evaluated[0]['eval_greedy']:.3f}"
+        before = start_of(evaluated[0])["eval_greedy"]
+        facts["held-out accuracy before, temperature 0"] = f"{before:.3f}"
     if last:
         facts[f"after {last['step'] + 1} steps, temperature 0"] = f"{last['eval_greedy']:.3f}"
         facts[f"after {last['step'] + 1} steps, temperature 1"] = f"{last['eval_accuracy']:.3f}"

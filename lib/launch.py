@@ -27,6 +27,7 @@ from lib import checkpoint, cli, distributed, lora, plugins
 from lib.cli import flag_name, log
 from lib.errors import EngineError, InfrastructureError, UserError
 from lib.files import atomic_write, complete_lines
+from lib.metrics import start_of
 from lib.model_check import check_designer_prompt, check_model
 from lib.prices import draw_prices
 from lib.ways import set_attention, set_way
@@ -286,6 +287,7 @@ def keep_best(trainer, evaluation: dict) -> None:
     earlier = [trainer.best_accuracy]
     if trainer.config.resume and trainer.rank == 0:
         rows = read_rows(trainer.out)
+        earlier += [net_accuracy(start_of(row)) for row in rows[:1]]
         earlier += [
             net_accuracy(row)
             for row in rows
@@ -352,9 +354,9 @@ def summarise(out: pathlib.Path) -> None:
     for family, evaluation in last["eval_families"].items():
         designs = ", ".join(f"{kind} {count}" for kind, count in evaluation["designs"].items())
         log.info(f"designs for {family}: {designs}; accuracy {evaluation['accuracy']:.2f}")
-    before = first.get("eval_before", first["eval_accuracy"])
-    after = last["eval_accuracy"]
-    greedy = f"at temperature 0 {first['eval_greedy']:.3f} and {last['eval_greedy']:.3f}"
+    start = start_of(first)
+    before, after = start["eval_accuracy"], last["eval_accuracy"]
+    greedy = f"at temperature 0 {start['eval_greedy']:.3f} and {last['eval_greedy']:.3f}"
     log.info(f"held-out accuracy before {before:.3f}, after {after:.3f}; {greedy}   ({out})")
 
 
@@ -436,8 +438,11 @@ def check(config, world: int) -> None:
         )
     if config.designs * config.executions == 1:
         raise UserError("--designs 1 --executions 1: a group of one teaches nothing")
-    if config.stage == "designer" and config.designs == 1:
-        raise UserError("--designs 1 --stage designer: a group of one design teaches nothing")
+    if config.stage != "executor" and config.designs == 1:
+        raise UserError(
+            f"--designs 1 --stage {config.stage}: a group of one design teaches the designer "
+            "nothing; --stage executor needs no more"
+        )
     if config.stage != "designer" and config.executor_group == "design" and config.executions == 1:
         raise UserError("--executor-credit design --executions 1: a group of one teaches nothing")
     check_players(config)

@@ -164,6 +164,11 @@ def rollout_metrics(stats: list[ExecutionStats], shown: frozenset | None = None)
     }
 
 
+def start_of(first: dict) -> dict:
+    """The evaluation from before the first step, of the first line of metrics.jsonl."""
+    return first.get("eval_start", first)
+
+
 def design_metrics(stats: list[ExecutionStats], shown: frozenset | None) -> dict:
     """How many shapes of designs there are, and what those are worth that nobody has shown."""
     distinct = {(s.question, s.design_index): s.shape for s in stats}

@@ -90,7 +90,7 @@ class Records:
     def add_evaluation(self, evaluation: dict) -> None:
         """Add an evaluation to the last line; one before the first step waits for the first line.
 
-        If a run has one step, its line keeps the evaluation from before as `eval_before`.
+        The first line has both if the first step is evaluated, too: the other as `eval_start`.
         """
         if not self.is_writer:
             return
@@ -101,8 +101,8 @@ class Records:
             return
         last = json.loads(lines[-1])
         if last["step"] == 0:
-            before = last.get("eval_before", last["eval_accuracy"])
-            evaluation = {"eval_before": before, **evaluation}
+            start = {key: last[key] for key in ("eval_accuracy", "eval_greedy", "eval_cost")}
+            evaluation = {"eval_start": last.get("eval_start", start), **evaluation}
         lines[-1] = json.dumps(last | evaluation)
         self.files["metrics"].close()
         atomic_write(path, "".join(line + "\n" for line in lines))

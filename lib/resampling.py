@@ -19,7 +19,8 @@ async def replace_ties(trees: list[Tree], trainer, step: int) -> int:
         if not ties:
             break
         questions = trainer.questions_of_step(step, attempt)[: len(ties)]
-        grown = [tree for tree in await trainer.grow(questions, step) if not is_tie(tree)]
+        grown = await trainer.grow(questions, step, attempt)
+        grown = [tree for tree in grown if not is_tie(tree)]
         for place, tree in zip(ties, grown):
             trees[place] = tree
             num_replaced += 1

@@ -47,8 +47,10 @@ def test_the_best_models_are_kept(tmp_path, monkeypatch):
     train.main(["--out", str(tmp_path), "--resume", "--steps", "4"])
     assert kept == [1, 4] and [row["eval_greedy"] for row in lines(tmp_path)[1:]] == [0.4, 0.6, 0.7]
     assert same(weights(tmp_path, "best"), weights(tmp_path)) and Policy(str(tmp_path / "best"))
+    assert launch.start_of(lines(tmp_path)[0])["eval_greedy"] == 0.5
     for folder in ("best", "checkpoint"):
         text = (tmp_path / folder / "README.md").read_text()
         assert "| after 4 steps, temperature 0 | 0.700 |" in text
+        assert "| held-out accuracy before, temperature 0 | 0.500 |" in text
     assert not (tmp_path / "best" / "trainer.pt").exists()
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4

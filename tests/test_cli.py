@@ -93,7 +93,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--executor http://127.0.0.1:1/v1 --stage designer", "127.0.0.1:1"),
     (train, "--designer {}/nowhere", "nowhere"),
     (train, "--designs 1 --executions 1", "--executions 1"),
-    (train, "--designs 1 --stage designer", "--stage designer"),
+    (train, "--designs 1", "--stage stagewise"),
     (train, "--executor-group design --executions 1", "--executions 1"),
     (train, "--gpu-memory 1.5", "--gpu-memory"),
     (train, "--tis -1", "--tis"),

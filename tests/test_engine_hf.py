@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import torch
 from conftest import ROOT, prompts
+from transformers import Cache
 
 from engines.hf import HFEngine, Request, decode, sample_tokens
 from lib.errors import EngineError, PromptTooLong
@@ -100,6 +101,26 @@ def test_the_cache_that_grows_and_grouped_attention_change_nothing(policy):
     plain.model.set_attn_implementation("sdpa")
     assert len(completion.ids) > 64
     assert close(completion, expected_logprobs(plain, prompt, completion, temperature=10.0))
+
+
+def test_rows_leave_the_cache_when_half_of_them_are_done(policy, monkeypatch):
+    """Of four rows, which get a copy of their common prompt, two stay, then one to its end."""
+    select, kept = Cache.batch_select_indices, []
+
+    def counted(cache, rows):
+        kept.append(len(rows))
+        select(cache, rows)
+
+    monkeypatch.setattr(Cache, "batch_select_indices", counted)
+    prompt = prompts(policy, 1)[0]
+    monkeypatch.setattr(policy, "end_ids", frozenset())
+
+    async def lengths(*counts):
+        engine = HFEngine(policy)
+        await gather(*(engine.sample(prompt, n, seed) for seed, n in enumerate(counts)))
+
+    asyncio.run(lengths(2, 4, 6, 30))
+    assert kept == [4, 2, 1]
 
 
 def test_a_bf16_engine_samples_from_a_copy_that_an_update_renews():

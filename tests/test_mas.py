@@ -126,6 +126,12 @@ def test_route_asks_the_agent_that_is_named(said, choice, winner):
     assert route(J, [A, B], "q").agent == winner and "A, B" in asked[0][1]
 
 
+def test_route_finds_a_name_that_ends_in_a_symbol(said):
+    experts = [Agent("c", ""), Agent("c++", "")]
+    said(J=["Ask c++."] * 2, **{"c++": ["b"] * 2, "c": ["a"] * 2})
+    assert route(J, experts, "q").agent == route(J, experts[::-1], "q").agent == "c++"
+
+
 def test_submit_takes_replies_and_ends(said):
     said(A=["x"])
     with pytest.raises(TypeError, match="Reply"):

@@ -161,7 +161,7 @@ class Stub:
     def questions_of_step(self, step, attempt):
         return [10 * attempt + i for i in range(4)]
 
-    async def grow(self, questions, step):
+    async def grow(self, questions, step, attempt):
         self.asked.append(questions)
         return [tree_of(question, question % 3 != 0) for question in questions]
 

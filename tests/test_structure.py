@@ -21,9 +21,9 @@ lib/lora lib/prices lib/split lib/ways jail/syscalls
 lib/chat lib/cli lib/distributed lib/files lib/messages jail/isolation
 designer jail/seccomp lib/loading tiny/registry
 lib/shapes tiny/arithmetic/world
-lib/card lib/checkpoint lib/metrics lib/selection lib/trackers
+lib/checkpoint lib/metrics lib/selection lib/trackers
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
-engines/__init__ benchmarks/math_grading policy lib/plots lib/statistics jail/child
+engines/__init__ benchmarks/math_grading lib/card policy lib/plots lib/statistics jail/child
 sandbox lib/memory lib/prefix_sharing jail/server
 lib/model_check
 benchmarks/code_grading

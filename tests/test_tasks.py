@@ -70,5 +70,7 @@ def test_weights_are_shares_of_the_training_questions(tmp_path):
         counts = [sum(q.family == name for q in step) for step in drawn]
         assert sum(counts) / 1600 == pytest.approx(weight, abs=0.02)
         assert all(sum(counts[i : i + 2]) > 0 for i in range(199))
+    one, two = tasks.questions_of_step(questions[:1], 2, 0, 0)
+    assert one.prompt == two.prompt and one.id != two.id  # seeds are of the id: two groups
     heldout = tasks.load(",".join(names), "heldout", 0, 1000)
     assert len({q.prompt for q in heldout}) == len(heldout)
