@@ -35,7 +35,8 @@ class Config:
     repository; paper has none, as it begins at a cold start that sft.py makes."""
     designer: str | None = None
     """A model of its own for the designer role: it learns from its designs alone, or stays frozen
-    with --stage executor. Or hand:NAME, then too: a design by hand (single, coder, vote ...)."""
+    with --stage executor. With it, hand:NAME is a design by hand (single, coder, vote ... or one of
+    the set's own)."""
     executor: str | None = None
     """A model of its own for the executor role, frozen with --stage designer. Either may be the URL
     of a server with the OpenAI chat API, which never learns: http://HOST:8000/v1, or with #MODEL
@@ -72,8 +73,8 @@ class Config:
     once ends higher than in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
     executor_credit: ExecutorCredit = "question"
-    """What an execution is compared with, and all of its calls by that: the others of its question,
-    or of its design. replay: each call by itself, with four replays of its execution in each of
+    """Group of an execution: those of its question, or of its design. Its calls share its
+    advantage. replay: each call has its own, from four replays of its execution in each of
     which one call says something else (lib/replay.py)."""
     price: tuple[float, ...] = (0.0,)
     """Prices of a thousand sampled tokens, in rewards. Each question has one of them, drawn at
@@ -82,11 +83,11 @@ class Config:
     # Update
     lr: float = 5e-4  # learning rate of AdamW, after the warm-up
     lr_schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate after the warm-up. cosine: down to 0.3 of --lr at the last of --steps."""
+    """Learning rate after the warm-up. cosine: towards 0.3 of --lr after --steps."""
     warmup: int = 0  # steps in which the learning rate rises from 0 to --lr
     minibatches: int = 1
-    """Optimizer steps per rollout, each on a part of its samples; fewer where a part would have
-    less than 16."""
+    """Optimizer steps per rollout, each on a part of its samples with about as many tokens; at most
+    one for every 16 samples."""
     loss_mean: Literal["token", "execution"] = "token"
     """What the loss of a role is a mean over. execution: of the tokens of each trajectory first, so
     that a long one weighs no more."""

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 STATUSES = (
     "answered",  # the script submitted a reply: its reward is the grade of that reply
     "no_answer",  # the script ended without submit(...)
-    "invalid_script",  # none, cut off, does not compile, or wants a tool that is not offered
+    "invalid_script",  # none, cut off, does not compile, wants a tool that is not offered
     "crashed",  # the script raised, or sent something that is not a message
-    "budget",  # more calls or tokens than allowed, or a prompt too long
+    "budget",  # more calls or tokens than allowed, or a prompt of an agent too long
     "timeout",
     "infra_error",  # engine or sandbox failed: left out of every mean and group, and counted
 )
@@ -30,7 +30,7 @@ STATUSES = (
 
 @dataclass(frozen=True)
 class Question:
-    """A question. `answer` (the gold) and `tests` reach no prompt and no sandbox."""
+    """A question. `answer` (the gold) reaches no prompt and no script."""
 
     id: str
     prompt: str
@@ -74,7 +74,7 @@ class Budget:
     """What one execution may use, over all its agents together."""
 
     calls: int = 16  # completions
-    tokens: int = 16384  # sampled tokens
+    tokens: int = 16384  # sampled tokens; agents asked at once may go beyond
     reply_tokens: int = 1024  # new tokens of one completion
     seconds: float = 600.0  # from start to end, waiting for the engine included
     script_seconds: float = 5.0  # running time of the script itself
@@ -107,7 +107,7 @@ class Call:
     tool_output: str | None = None  # what its tool call printed, if it made one
     round: int = 0  # agents that are asked at the same time are in the same round
     turn: int = 0  # an agent that called a tool speaks again: turn 1, 2, ...
-    number: int = 0  # of its ask, in the order asked
+    number: int = 0  # which ask of the script it answers: 0, 1, ...
 
     @property
     def prompt(self) -> str:
@@ -157,7 +157,7 @@ class Sample:
     old_logprobs: tuple[float, ...]  # of the policy that sampled it
     advantage: float
     role: str  # "designer" or "executor"
-    weight: float = 1.0  # of each of its tokens in the mean over its role's
+    weight: float = 1.0  # of each of its tokens, in the mean of its role
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)

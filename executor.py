@@ -105,7 +105,7 @@ class Executor:
         return tuple(self.calls[key] for key in sorted(self.calls))
 
     def why_no_answer(self, outcome: Outcome) -> tuple[str, str]:
-        """Status and detail of a script that ended without submitting."""
+        """(status, detail) of a script that ended without submitting."""
         if outcome.status == "ok":
             return "no_answer", "the script ended without submit(...)"
         if outcome.status in ("timeout", "cpu"):

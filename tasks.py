@@ -43,7 +43,7 @@ def grade(question: Question, text: str) -> float:
 async def reward(question: Question, text: str, sandbox, stop_at_failure: bool = False) -> float:
     """The reward of an answer to any question, 0.0 to 1.0. Raises SandboxError.
 
-    stop_at_failure: of a program's tests, the others are left out.
+    stop_at_failure: after a program's first failed test, the others are left out.
     """
     if question.kind == "code":
         return await grade_code_answer(sandbox, question, text, stop_at_failure)
@@ -87,8 +87,8 @@ def load(spec: str, split="heldout", seed=0, size=1000, data_dir: str | None = N
     Args:
         spec: names or paths, comma-separated, each with an optional weight
             (`gsm8k:0.7,arithmetic:0.3`): its share of the training questions, for which those of a
-            small set are repeated. Without any weight, sets are as large as they are. -NAME drops
-            questions that are also in the set NAME.
+            small set are repeated. Without any weight, each set gives as many, or all it has. -NAME
+            drops questions that are also in the set NAME.
         split: "train" or "heldout" (disjoint by the text of the question), or "all" (benchmarks as
             they are).
         size: max questions. The same arguments give the same questions.

@@ -22,7 +22,6 @@ import credit
 import tasks
 from config import PRESETS, Config
 from data_types import Question, Sample, Tree
-from designer import FIXED_DESIGNS
 from executor import Runtime
 from lib import checkpoint, cli, distributed, launch, metrics
 from lib.distributed import all_gather, all_reduce_sum, world_size
@@ -71,15 +70,15 @@ class Learner:
         """A policy-gradient step on each mini-batch of all ranks' samples."""
         stats = metrics.LossStats()
         minibatches = make_minibatches(samples, self.config.minibatches, bool(self.config.kl))
-        steps = []
+        prepared = []
         for minibatch in minibatches:
             micro_batches = make_micro_batches(minibatch.samples, self.max_tokens, self.policy)
             if len(minibatches) > 1:  # the ratio refers to the policy before the first step
                 for micro_batch in micro_batches:
                     micro_batch.keep_old_logprobs(self.model)
-            steps.append((minibatch, micro_batches))
-        grad_norms = [self.step(*step, stats) for step in steps]
-        if steps:
+            prepared.append((minibatch, micro_batches))
+        grad_norms = [self.step(minibatch, parts, stats) for minibatch, parts in prepared]
+        if prepared:
             check_alive(self, micro_batches[-1])
         num_trained = sum(minibatch.num_trained for minibatch in minibatches)
         return {
@@ -90,7 +89,7 @@ class Learner:
         }
 
     def step(self, minibatch: MiniBatch, micro_batches: list[MicroBatch], stats) -> float:
-        """One step of the optimizer. Returns the norm of the gradient."""
+        """One optimizer step. Returns the norm of the gradient."""
         set_training(self.policy.model, self.config.checkpointing)
         for micro_batch in micro_batches:
             # DDP exchanges gradients once, in the last backward pass.
@@ -105,19 +104,19 @@ class Learner:
         return grad_norm
 
     def accumulate_gradient(self, micro_batch: MicroBatch, minibatch: MiniBatch, stats) -> None:
-        """Forward and backward of one micro-batch."""
+        """Forward and backward."""
         config, batch = self.config, micro_batch.batch
         logprobs_K, entropy_K = self.model(batch)
         sampler_logprobs_K, advantages_K = micro_batch.per_token(logprobs_K)
         weights_K = minibatch.weights_K(micro_batch.samples, logprobs_K)
         if micro_batch.old_logprobs_K is None:  # the first step, or the only one
             micro_batch.old_logprobs_K = logprobs_K.detach()
-        policy_logprobs_K = micro_batch.old_logprobs_K
+        trainer_logprobs_K = micro_batch.old_logprobs_K
 
         old_logprobs_K, importance_K = sampler_logprobs_K, 1.0
         if cap := config.importance_cap:
-            old_logprobs_K = policy_logprobs_K
-            importance_K = credit.importance_weights(policy_logprobs_K, sampler_logprobs_K, cap)
+            old_logprobs_K = trainer_logprobs_K
+            importance_K = credit.importance_weights(trainer_logprobs_K, sampler_logprobs_K, cap)
         loss_K, loss_stats = credit.policy_loss(
             logprobs_K,
             old_logprobs_K,
@@ -132,11 +131,11 @@ class Learner:
                 reference_logprobs_K, _ = self.reference_model(batch)
             loss_K = loss_K + config.kl * credit.kl_penalty(logprobs_K, reference_logprobs_K)
 
-        # The ranks' gradients are averaged; multiplying by their number makes that a sum.
+        # The ranks' gradients are averaged; times their number, it is a sum.
         loss = (loss_K * weights_K).sum() / minibatch.num_tokens
         (loss * world_size()).backward()
         if not micro_batch.is_empty:
-            gap = metrics.mismatch(policy_logprobs_K, sampler_logprobs_K)
+            gap = metrics.mismatch(trainer_logprobs_K, sampler_logprobs_K)
             stats.add(loss=loss, entropy=entropy_K.sum(), **loss_stats, **gap)
 
     def step_optimizer(self, grad_norm: float) -> None:
@@ -170,7 +169,7 @@ class Trainer:
                 self.learners.append(learner)
                 if folders[roles]:
                     self.step = checkpoint.restore(checkpoint.read(folders[roles]), learner)
-        self.fixed_design = FIXED_DESIGNS.get(config.design_by_hand)
+        self.fixed_design = launch.hand_designs(config).get(config.design_by_hand)
         self.shown = read_shapes(config.designer or config.model)
         self.engines = list(dict.fromkeys(engine for engine, _ in self.players.values()))
         self.clock = metrics.Clock(self.engines)
@@ -178,10 +177,12 @@ class Trainer:
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
     async def train_step(self, step: int) -> dict:
-        """One step of the algorithm."""
+        """One step of the algorithm, numbered as in README.md."""
         config = self.config
+        # 6. Take turns
         roles = credit.trained_roles(step, config.stage, config.phase_steps)
 
+        # 1-3. Design, execute, reward
         trees = await self.grow(self.questions_of_step(step), step)
         num_replaced = await replace_ties(trees, self, step) if config.resample else 0
         replays = {}
@@ -191,11 +192,14 @@ class Trainer:
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
         launch.check_infrastructure(trees, self)
 
+        # 4-5. Credit
         designer_adv_Q_M = credit.designer_advantages(rewards_Q_M_N, valid_Q_M_N)
         executor_adv_Q_M_N = credit.executor_advantages(
             rewards_Q_M_N, valid_Q_M_N, group=config.executor_group
         )
         advantages = designer_adv_Q_M, executor_adv_Q_M_N
+
+        # 7. Update
         update_metrics = await self.update(
             make_samples(trees, *advantages, roles, config.loss_mean, replays)
         )
@@ -213,7 +217,7 @@ class Trainer:
         }
 
     async def grow(self, questions: list[Question], step: int, *attempt: int) -> list[Tree]:
-        """The rollout of some questions. attempt: of further ones, which may come again."""
+        """The rollout of some questions. attempt: see questions_of_step."""
         return await self.rollout.rollout(
             questions,
             num_designs=self.config.designs,
@@ -247,7 +251,7 @@ class Trainer:
             designer=self.players.get("designer"),
             design_tokens=config.design_tokens,
         )
-        await self.evaluate_if_due()  # before the first step, or where a resumed run was stopped
+        await self.evaluate_if_due()  # or where a resumed run was stopped
         steps = range(self.step, config.steps)
         bar = tqdm(steps, "train", disable=True if self.rank else None, mininterval=1)
         for step in bar:
@@ -256,7 +260,7 @@ class Trainer:
             self.step = step + 1
             self.records.add_step(step_metrics, bar)
             if self.is_due(config.save_every):
-                self.save_checkpoint()  # which takes memory: the engines still sleep
+                self.save_checkpoint()  # the engines still sleep
             self.publish()
             await self.evaluate_if_due()
 

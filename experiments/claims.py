@@ -77,10 +77,11 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
 
 def p_value(differences: list[float]) -> float:
     """Two-sided p-value of the mean being 0 (Student's t)."""
+    mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
     if error == 0:
-        return 0.0
-    t = abs(statistics.fmean(differences)) / error
+        return 0.0 if mean else 1.0
+    t = abs(mean) / error
     return float(2 * scipy.stats.t.sf(t, len(differences) - 1))
 
 
@@ -279,12 +280,27 @@ def scores(study: Study, results: dict) -> str:
     return "\n".join([header, "|---|---|---|---|---|---|", *lines])
 
 
+def not_run(study: Study, results: dict) -> str:
+    """The comparisons that wait for runs: nothing is left out because of what it says."""
+    seeds = sorted({seed for _, seed in results})
+    waiting = []
+    for number, claim in study.claims.items():
+        for comparison in claim.comparisons:
+            if len(comparison.over_seeds(results, seeds)) < 2:
+                waiting.append(f"{number}: {comparison.what}")
+    return f"Planned, with fewer than two seeds so far: {'; '.join(waiting)}." if waiting else ""
+
+
 def page(study: Study, results: dict) -> str:
     """All tables."""
-    tables = [table(study, results), scores(study, results)]
+    tables = [table(study, results), not_run(study, results), scores(study, results)]
     tables += [make(results) for make in study.tables]
-    hours = sum(row.get("seconds", 0) for row in results.values()) / 3600
-    tables.append(f"{len(results)} runs, {hours:.1f} hours of training on one core each.")
+    timed = [row["seconds"] for row in results.values() if "seconds" in row]
+    hours = sum(timed) / 3600
+    tables.append(
+        f"{len(results)} runs; {len(timed)} of them are trainings of {hours:.1f} hours in all, on "
+        "one core each. The others begin with these."
+    )
     return "\n\n".join(filter(None, tables))
 
 

@@ -67,8 +67,9 @@ def asked_of_registers() -> dict[str, list[tuple]]:
             kinds.setdefault(kind, []).append((region, text, FACTS[relation][person]))
         owner = region, f"who has {FACTS['code'][person]}", person
         kinds.setdefault("who has a code", []).append(owner)
-        wrong = registry.NEXT_REGION[region], f"boss of {person}", FACTS["boss"][person]
-        kinds.setdefault("boss, of the wrong register", []).append(wrong)
+        for relation in ("friend", "boss"):
+            wrong = registry.NEXT_REGION[region], f"{relation} of {person}", FACTS[relation][person]
+            kinds.setdefault(f"{relation}, of the wrong register", []).append(wrong)
     return kinds
 
 

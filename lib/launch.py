@@ -430,10 +430,10 @@ def check(config, world: int) -> None:
         raise UserError(f"--price {' '.join(map(str, config.price))}: must be numbers, 0 or more")
     if not 0 < config.gpu_memory < 1:
         raise UserError(f"--gpu-memory {config.gpu_memory}: a share, between 0 and 1")
-    by_hand = config.design_by_hand
-    if by_hand is not None and (by_hand not in FIXED_DESIGNS or config.stage != "executor"):
+    by_hand, names = config.design_by_hand, hand_designs(config)
+    if by_hand is not None and (by_hand not in names or config.stage != "executor"):
         raise UserError(
-            f"--designer {config.designer}: has to be one of {', '.join(FIXED_DESIGNS)}, and needs "
+            f"--designer {config.designer}: has to be one of {', '.join(names)}, and needs "
             "--stage executor, as nobody designs"
         )
     if config.designs * config.executions == 1:
@@ -465,6 +465,11 @@ def check(config, world: int) -> None:
             f"--questions {config.questions} does not divide by the {world} ranks; "
             f"try {next_multiple}"
         )
+
+
+def hand_designs(config) -> dict:
+    """The designs by hand that --designer hand:NAME may name: those of the set, too."""
+    return FIXED_DESIGNS | tasks.designs_by_hand(config.tasks)
 
 
 def check_players(config) -> None:

@@ -35,7 +35,8 @@ class MiniBatch:
         return sum(self.role_tokens.values())
 
     def weights_K(self, samples: list[Sample], like: torch.Tensor) -> torch.Tensor:
-        """Of each token in sum(loss_K * weights_K) / num_tokens: 1 for one role alone, by tokens.
+        """The weight of each token in sum(loss_K * weights_K) / num_tokens, so that this is the sum
+        of each role's mean. 1 for one role alone, by tokens.
 
         samples: some of a micro-batch. like: a tensor of the device and the precision.
         """

@@ -48,7 +48,9 @@ def row(arm, seed, curve, tokens=100):
         "eval_fixed_families": {
             "x": {"a": 0.2, "b": 1.0, "new shape": 0.0},
             "y": {"a": 0.8, "b": 0.0, "new shape": 0.0},
+            "oracle": {"a": 0.0, "b": 0.0, "new shape": 0.5},
         },
+        "eval_fixed_greedy_families": {"oracle": {"new shape": 0.75}},
         "eval_new_designs": 0.3,
         "eval_new_among_right": 0.4,
         "eval_new_examples": [
@@ -108,6 +110,7 @@ def test_holms_correction_by_hand():
     assert holm([0.013, 0.013, 0.013, 0.013]) == [False] * 4
     # A mean of 0.2 with a standard error of 0.0707: t = 2.828, two-sided p of 4 degrees 0.0474.
     assert p_value([0.0, 0.1, 0.2, 0.3, 0.4]) == pytest.approx(0.0474, abs=2e-4)
+    assert p_value([0.5, 0.5]) == 0 and p_value([0.0, 0.0]) == 1
 
 
 def test_pairs_are_of_one_seed_and_at_equal_tokens():
@@ -214,13 +217,16 @@ def test_tables_of_the_registry():
     said = page(registry.STUDY, results)
     for line in (
         "|  |  | executor's gain, designer of the start: +0.105 (+0.041 to +0.169, 2) |",
-        "| the best design of every question (oracle) | 0.55 -> 0.55 (0.55 to 0.55) |",
+        "| the best designs (oracle) | 0.55 -> 0.55 (0.55 to 0.55) |",
+        "| the best designs, new shapes | 0.75 -> 0.75 (0.75 to 0.75) | 0.50 -> 0.50",
         "| its own designs, new shapes | 0.12 -> 0.12 (0.12 to 0.12) | 0.25 -> 0.25 (0.25 ",
-        "| right answers by designs that nobody showed, share | | 0.40 -> 0.40 (0.40 to 0.40) |",
+        "| of the right answers, by designs that nobody showed | | 0.40 -> 0.40 (0.40 to 0.40) |",
         "| 3 steps | 0.20 (0.20 to 0.20) |",
         "| stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
     ):
         assert line in said, line
+    waiting = said.split("Planned, with fewer than two seeds so far: ")[1].splitlines()[0]
+    assert "3: stagewise - executor;" in waiting and "stagewise - coupled;" not in waiting
     (row_of_regret,) = [line for line in said.splitlines() if "(minus regret)" in line]
     assert "-0.205" in row_of_regret
     ((example),) = registry.new_shapes(results)
