@@ -6,13 +6,15 @@
     python train.py --plugin experiments/smollm2.py --tasks capitals ...
 
 The whole chain of commands is in experiments/README.md. Every question offers the Python tool. What
-a family needs differs: a fact that only the weights hold, a sum that only the tool can do, or both,
-one after the other. The capitals of a quarter of the countries are asked for in no training, of
+a family needs differs, though the words are the same: a fact that only the weights hold ("What is
+the capital of Peru?"), the fact and then the tool ("How many letters has the capital of Peru?"), or
+the tool alone, where naming the capital does harm ('... has the phrase "the capital of Peru"?').
+The capitals of a quarter of the countries are asked for in no training, of
 either kind: the model knows them, if it does, from what it was pretrained on.
 
 The scripted teacher draws every design for every question equally often, so it gives no choice
 away. Its agents are as a pretrained model would be, right about what they are there for; the coder,
-asked for something that no program can compute, counts or turns the letters of what it is told.
+asked for something that no program can compute, counts the letters of the country's name.
 
 Test: `pytest tests/test_smollm2.py`. Read next: LOG.md.
 """
@@ -71,8 +73,8 @@ Ukraine: Kyiv|United Kingdom: London|Uruguay: Montevideo|Uzbekistan: Tashkent|Ve
 Vietnam: Hanoi|Yemen: Sana|Zambia: Lusaka|Zimbabwe: Harare
 """.strip().replace("\n", "|").split("|")
 )  # fmt: skip
-CANDIDATES = ("capital", "sum", "letters", "backwards", "capital backwards")
-FAMILIES = ("capital", "sum", "letters")  # of these, what the screening kept
+CANDIDATES = ("capital", "letters", "phrase", "sum", "backwards")
+FAMILIES = ("capital", "letters", "phrase")  # of these, what the screening kept
 
 SOLVER = 'Agent("solver", "Solve the question.")'
 CODER = 'Agent("coder", "Solve it with Python.", tools=["python"])'
@@ -125,9 +127,11 @@ def draw(rng: random.Random, family: str, split: str) -> tuple[str, str]:
         if family == "letters":
             num_letters = len(capital.replace(" ", ""))
             return f"How many letters has the capital of {country}?", str(num_letters)
-        if family == "backwards":
-            return f"Spell {country} backwards.", country[::-1]
-        return f"Spell the capital of {country} backwards.", capital[::-1]
+        if family == "phrase":
+            phrase = f"the capital of {country}"
+            num_letters = len(phrase.replace(" ", ""))
+            return f'How many letters has the phrase "{phrase}"?', str(num_letters)
+        return f"Spell {country} backwards.", country[::-1]
 
 
 def questions_of(families, split: str, seed: int, size: int) -> list[Question]:
@@ -191,10 +195,13 @@ def program(rng: random.Random, text: str) -> str:
     """What the coder writes for a question, or for what the namer made of it."""
     if sum_of := SUM.search(text):
         return f"print({copied(rng, sum_of[0], COPIED_RIGHT)})"
-    name = re.search(r"(?:has|Spell|is)(?: the capital of)? (.*?)(?: backwards)?[.?]$", text)[1]
+    quoted = re.search('"(.*)"', text)
+    name = quoted or re.search(
+        r"(?:has|Spell|is)(?: the capital of)? (.*?)(?: backwards)?[.?]$", text
+    )
     if "backwards" in text:
-        return f'print("{name}"[::-1])'
-    return f'print(len("{name}".replace(" ", "")))'
+        return f'print("{name[1]}"[::-1])'
+    return f'print(len("{name[1]}".replace(" ", "")))'
 
 
 def guess(rng: random.Random, question: Question) -> str:
@@ -203,6 +210,8 @@ def guess(rng: random.Random, question: Question) -> str:
         return question.answer
     if question.family == "letters":
         return str(rng.randint(4, 10))
+    if question.family == "phrase":
+        return str(rng.randint(14, 24))
     if question.family == "sum":
         return str(int(question.answer) + rng.randint(-300, 300))
     letters = list(question.answer)
@@ -294,7 +303,8 @@ def compare(one: str, other: str) -> str:
 
     lines = []
     for family in FAMILIES:
-        lines.append(line(family, [name for name in shared if name.startswith(f"{family}-")]))
+        names = [name for name in shared if name.startswith(f"{family}-")]
+        lines += [line(family, names)] if names else []
     differences = [scores[name] - others[name] for name in shared]
     half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
     middle = statistics.fmean(differences)

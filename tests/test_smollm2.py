@@ -1,6 +1,7 @@
 """The questions and the scripted teacher of the study of a real model."""
 
 import random
+import re
 import subprocess
 import sys
 
@@ -17,10 +18,11 @@ def test_held_out_countries_are_in_no_training_question_and_no_sample():
     """Asked for or answered: neither the question nor the capital."""
     held_out_names = {name for name in smollm2.CAPITALS if held_out(name)}
     assert 25 <= len(held_out_names) <= 40
-    texts = [row["messages"][-1]["content"] for row in smollm2.cold_start(1600, seed=0)]
+    rows = smollm2.cold_start(1600, seed=0)
+    texts = [row["messages"][-1]["content"] + row["completion"] for row in rows]
     texts += [question.prompt for question in smollm2.capitals("train", 0, 300)]
     for name in held_out_names:
-        assert not [text for text in texts if f"of {name}?" in text or f" {name} " in text]
+        assert not [text for text in texts if re.search(rf"\b{name}\b", text)]
 
 
 def test_the_families_come_in_turn_and_both_sides_are_the_same_every_time():
@@ -32,8 +34,11 @@ def test_the_families_come_in_turn_and_both_sides_are_the_same_every_time():
 
 
 def test_a_chain_of_the_teachers_agents_is_right_and_one_coder_alone_is_not():
-    """The namer, then the coder, count the letters of a capital."""
+    """The namer, then the coder, count the letters of a capital; of a phrase the coder alone."""
     rng = random.Random(0)
+    prompt, answer = smollm2.draw(rng, "phrase", "train")
+    assert answer in str(eval(smollm2.program(rng, prompt).removeprefix("print")))
+    assert smollm2.with_names(rng, prompt) != prompt
     right = {"coder": 0, "namer, then coder": 0}
     for _ in range(50):
         prompt, answer = smollm2.draw(rng, "letters", "train")
@@ -78,12 +83,12 @@ def test_two_evaluations_are_paired_by_question(tmp_path):
     for name, scores in (("a", (1, 1, 0)), ("b", (0, 1, 0))):
         (tmp_path / name).mkdir()
         rows = [
-            f'{{"mode": "coder", "question": "sum-{i} x", "scores": [{score}]}}\n'
+            f'{{"mode": "coder", "question": "phrase-{i} x", "scores": [{score}]}}\n'
             for i, score in enumerate(scores)
         ]
         (tmp_path / name / "answers.jsonl").write_text("".join(rows))
     text = smollm2.compare(f"{tmp_path}/a:coder", f"{tmp_path}/b:coder")
-    assert "sum: 0.67 and 0.33, 3 questions" in text
+    assert text.startswith("phrase: 0.67 and 0.33, 3 questions\nall: 0.67")
     assert "difference: +0.33 (-0.32 to +0.99)" in text
     with pytest.raises(UserError, match="fewer than two"):
         smollm2.compare(f"{tmp_path}/a:coder", f"{tmp_path}/b:metaagent")
