@@ -43,7 +43,7 @@ def trained_roles(step: int, stage: str = "stagewise", phase_steps: int = 30) ->
     return frozenset({"executor" if phase % 2 == 0 else "designer"})
 
 
-def check_rewards(rewards_Q_M_N, valid_Q_M_N=None):
+def as_tensors(rewards_Q_M_N, valid_Q_M_N=None):
     """Both as tensors (Q, M, N), rewards in float64. Default: all are valid."""
     rewards = torch.as_tensor(rewards_Q_M_N)
     valid = torch.ones_like(rewards) if valid_Q_M_N is None else torch.as_tensor(valid_Q_M_N)
@@ -59,7 +59,7 @@ def design_rewards(rewards_Q_M_N, valid_Q_M_N=None):
     >>> design_rewards(torch.tensor([[[1., 0.], [1., 1.]]]))[0]
     tensor([[0.5000, 1.0000]], dtype=torch.float64)
     """
-    rewards, valid = check_rewards(rewards_Q_M_N, valid_Q_M_N)
+    rewards, valid = as_tensors(rewards_Q_M_N, valid_Q_M_N)
     count_Q_M = valid.sum(dim=2)
     sum_Q_M = torch.where(valid, rewards, 0.0).sum(dim=2)
     return sum_Q_M / count_Q_M.clamp(min=1), count_Q_M > 0
@@ -102,7 +102,7 @@ def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question"):
     tensor([[[ 0.7070, -0.7070],
              [ 0.0000,  0.0000]]])
     """
-    rewards, valid = check_rewards(rewards_Q_M_N, valid_Q_M_N)
+    rewards, valid = as_tensors(rewards_Q_M_N, valid_Q_M_N)
     Q, M, N = rewards.shape
     if group not in ("question", "design"):
         raise ValueError(f"group {group!r}: question or design")

@@ -138,7 +138,7 @@ async def record_votes(rollout: Rollout, tree: Tree) -> dict:
     for executions in tree.executions:
         if any(execution.valid for execution in executions):
             reply = await majority(rollout, tree.question, executions)
-            reward = await rollout.grade(tree.question, reply) if reply else 0.0
+            reward = await rollout.reward_of(tree.question, reply) if reply else 0.0
             scores.append(eval_score(tree.question, reward))
     votes = record(tree)
     k = len(tree.executions[0])

@@ -89,11 +89,11 @@ class Rollout:
         if execution.answer is None:
             return execution  # reward 0; the status says why there is no answer
         try:
-            return replace(execution, reward=await self.grade(question, execution.answer))
+            return replace(execution, reward=await self.reward_of(question, execution.answer))
         except InfrastructureError as error:
             return replace(execution, status="infra_error", detail=str(error))
 
-    async def grade(self, question: Question, answer: str) -> float:
+    async def reward_of(self, question: Question, answer: str) -> float:
         """The reward of an answer, 0 to 1. Raises InfrastructureError."""
         return await tasks.reward(question, answer, self.runtime.sandbox, self.stop_at_failure)
 

@@ -121,10 +121,10 @@ class CachingRollout(Rollout):
 
     grades = {}
 
-    async def grade(self, question: Question, answer: str) -> float:
+    async def reward_of(self, question: Question, answer: str) -> float:
         key = question.id, answer
         if key not in self.grades:
-            self.grades[key] = await super().grade(question, answer)
+            self.grades[key] = await super().reward_of(question, answer)
         return self.grades[key]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from credit import check_rewards, design_rewards
+from credit import as_tensors, design_rewards
 from data_types import Question, Tree
 from lib.distributed import all_reduce_max, all_reduce_sum, world_size
 from lib.prices import cost
@@ -206,7 +206,7 @@ def variance_split(rewards_Q_M_N, valid_Q_M_N=None) -> tuple[float, float]:
     >>> variance_split(torch.tensor([[[1., 0.], [1., 1.]]]))
     (0.0625, 0.125)
     """
-    rewards, valid = check_rewards(rewards_Q_M_N, valid_Q_M_N)
+    rewards, valid = as_tensors(rewards_Q_M_N, valid_Q_M_N)
     mean_Q_M, _ = design_rewards(rewards, valid)
     count_Q = valid.sum((1, 2)).clamp(min=1)
     mean_Q = torch.where(valid, rewards, 0.0).sum((1, 2)) / count_Q
