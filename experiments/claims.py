@@ -203,7 +203,7 @@ def short_table(study: Study, results: dict) -> str:
     for number, ((comparison, differences, judged), *others) in decided.items():
         title = study.claims[number].title.split(":")[0]
         first = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
-        counts = Counter(judged for *_, judged in others)
+        counts = Counter(judged.removesuffix(" after correction") for *_, judged in others)
         counted = ", ".join(f"{judged} {count}" for judged, count in counts.items())
         lines.append(f"| {number}. {title} | {first} | {counted} |")
     return "\n".join(lines)
