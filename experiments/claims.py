@@ -298,8 +298,8 @@ def page(study: Study, results: dict) -> str:
     timed = [row["seconds"] for row in results.values() if "seconds" in row]
     hours = sum(timed) / 3600
     tables.append(
-        f"{len(results)} runs; {len(timed)} of them are trainings of {hours:.1f} hours in all, on "
-        "one core each. The others begin with these."
+        f"{len(results)} runs. {len(timed)} of them took {hours:.1f} hours in all, on one core "
+        "each; the others begin with trained models, and their time is not kept."
     )
     return "\n\n".join(filter(None, tables))
 
