@@ -6,7 +6,7 @@
     Call         executor.py   one completion of an agent, sampled from the same model
     Execution    executor.py   one run of a design: its calls, how it ended, its reward
     Tree         rollout.py    one question with its M designs and N executions of each
-    Sample       train.py      one completion to learn from, with its advantage
+    Sample       minibatches   one completion to learn from, with its advantage
 
 What the engine sampled is what the loss sees: no text is ever tokenised again to be trained on.
 

@@ -50,7 +50,7 @@ class Learner:
         self.config = config
         self.policy = policy
         self.engine = engine
-        self.roles = roles  # which it plays
+        self.roles = roles
         self.max_tokens = config.batch_tokens or policy.max_length
         self.is_sharded = distributed.is_sharded(config)
         self.model = distributed.wrap(CompletionLogprobs(policy), policy, self.is_sharded)
@@ -131,7 +131,7 @@ class Learner:
                 reference_logprobs_K, _ = self.reference_model(batch)
             loss_K = loss_K + config.kl * credit.kl_penalty(logprobs_K, reference_logprobs_K)
 
-        # The ranks' gradients are averaged; times their number, it is a sum.
+        # The ranks' gradients are averaged; times their number is a sum.
         loss = (loss_K * weights_K).sum() / minibatch.num_tokens
         (loss * world_size()).backward()
         if not micro_batch.is_empty:
@@ -155,7 +155,7 @@ class Trainer:
 
     def __init__(self, config: Config, out: pathlib.Path, rank: int, device: str):
         self.config = config
-        self.out = out  # the run's folder
+        self.out = out
         self.rank = rank
         self.step = 0  # updates done
         self.questions, self.heldout_questions = launch.load_questions(config, TRAIN_QUESTIONS)
@@ -251,7 +251,7 @@ class Trainer:
             designer=self.players.get("designer"),
             design_tokens=config.design_tokens,
         )
-        await self.evaluate_if_due()  # or where a resumed run was stopped
+        await self.evaluate_if_due()  # also where a resumed run was stopped
         steps = range(self.step, config.steps)
         bar = tqdm(steps, "train", disable=True if self.rank else None, mininterval=1)
         for step in bar:
@@ -260,7 +260,7 @@ class Trainer:
             self.step = step + 1
             self.records.add_step(step_metrics, bar)
             if self.is_due(config.save_every):
-                self.save_checkpoint()  # the engines still sleep
+                self.save_checkpoint()  # it takes memory: the engines sleep
             self.publish()
             await self.evaluate_if_due()
 

@@ -131,9 +131,9 @@ def own_minus(what: str, key: str) -> Comparison:
 def own_minus_script(temperature: int) -> Callable:
     """Own designs minus the script with conditions, whose executor was trained without a designer
     that learns: it learns to make up for designs that ask the wrong register."""
-    own, by_hand = (
-        ("eval_accuracy", "eval_fixed") if temperature else ("eval_greedy", "eval_fixed_greedy")
-    )
+    own, by_hand = "eval_greedy", "eval_fixed_greedy"
+    if temperature == 1:
+        own, by_hand = "eval_accuracy", "eval_fixed"
     return lambda row, alone: row["after"][own] - alone["after"][by_hand]["conditional"]
 
 

@@ -9,12 +9,12 @@ The whole chain of commands is in experiments/README.md. Every question offers t
 a family needs differs, though the words are the same: a fact that only the weights hold ("What is
 the capital of Peru?"), the fact and then the tool ("How many letters has the capital of Peru?"), or
 the tool alone, where naming the capital does harm ('... has the phrase "the capital of Peru"?').
-The capitals of a quarter of the countries are asked for in no training, of
-either kind: the model knows them, if it does, from what it was pretrained on.
+A quarter of the countries are in no sample of the cold start and in no training question: what the
+model knows of them it knows from its pretraining.
 
-The scripted teacher draws every design for every question equally often, so it gives no choice
-away. Its agents are as a pretrained model would be, right about what they are there for; the coder,
-asked for something that no program can compute, counts the letters of the country's name.
+The scripted teacher draws every design for every question equally often, so it does not tell which
+one fits. Its agents are right about what they are there for. Its coder always computes: asked for a
+fact, or for something that needs one, it counts the letters of the country's name.
 
 Test: `pytest tests/test_smollm2.py`. Read next: LOG.md.
 """
@@ -109,29 +109,33 @@ class Config:
 
 def draw(rng: random.Random, family: str, split: str) -> tuple[str, str]:
     """(prompt, answer) of a random question on this side of the split."""
-    while True:
-        if family == "sum":
-            a, b, c = (rng.randint(11, 999) for _ in range(3))
-            first, second = rng.choice("+-"), rng.choice("+-")
-            prompt = f"How much is {a} {first} {b} {second} {c}?"
-            answer = eval(f"{a} {first} {b} {second} {c}")  # our own numbers
-            if held_out(prompt) == (split == "heldout"):
-                return prompt, str(answer)
-            continue
+    if family == "sum":
+        return draw_sum(rng, split)
+    country = rng.choice(list(CAPITALS))
+    while held_out(country) != (split == "heldout"):
         country = rng.choice(list(CAPITALS))
-        if held_out(country) != (split == "heldout"):
-            continue
-        capital = CAPITALS[country]
-        if family == "capital":
-            return f"What is the capital of {country}?", capital
-        if family == "letters":
-            num_letters = len(capital.replace(" ", ""))
-            return f"How many letters has the capital of {country}?", str(num_letters)
-        if family == "phrase":
-            phrase = f"the capital of {country}"
-            num_letters = len(phrase.replace(" ", ""))
-            return f'How many letters has the phrase "{phrase}"?', str(num_letters)
-        return f"Spell {country} backwards.", country[::-1]
+    capital, phrase = CAPITALS[country], f"the capital of {country}"
+    if family == "capital":
+        return f"What is the capital of {country}?", capital
+    if family == "letters":
+        return f"How many letters has the capital of {country}?", num_letters(capital)
+    if family == "phrase":
+        return f'How many letters has the phrase "{phrase}"?', num_letters(phrase)
+    return f"Spell {country} backwards.", country[::-1]
+
+
+def num_letters(text: str) -> str:
+    return str(len(text.replace(" ", "")))
+
+
+def draw_sum(rng: random.Random, split: str) -> tuple[str, str]:
+    while True:
+        a, b, c = (rng.randint(11, 999) for _ in range(3))
+        first, second = rng.choice("+-"), rng.choice("+-")
+        expression = f"{a} {first} {b} {second} {c}"
+        prompt = f"How much is {expression}?"
+        if held_out(prompt) == (split == "heldout"):
+            return prompt, str(eval(expression))  # our own numbers
 
 
 def questions_of(families, split: str, seed: int, size: int) -> list[Question]:
@@ -183,7 +187,7 @@ def with_names(rng: random.Random, prompt: str) -> str:
 
 
 def copied(rng: random.Random, expression: str, right: float) -> str:
-    """The expression, with a digit mistaken unless a chance of `right` falls."""
+    """The expression as it is, with probability `right`; else with one digit drawn again."""
     if rng.random() < right:
         return expression
     places = [i for i, character in enumerate(expression) if character.isdigit()]
@@ -191,17 +195,17 @@ def copied(rng: random.Random, expression: str, right: float) -> str:
     return f"{expression[:place]}{rng.randint(1, 9)}{expression[place + 1 :]}"
 
 
-def program(rng: random.Random, text: str) -> str:
-    """What the coder writes for a question, or for what the namer made of it."""
+def computed(rng: random.Random, text: str) -> str:
+    """The expression that the coder's program prints, for a question or what the namer says."""
     if sum_of := SUM.search(text):
-        return f"print({copied(rng, sum_of[0], COPIED_RIGHT)})"
+        return copied(rng, sum_of[0], COPIED_RIGHT)
     quoted = re.search('"(.*)"', text)
     name = quoted or re.search(
         r"(?:has|Spell|is)(?: the capital of)? (.*?)(?: backwards)?[.?]$", text
     )
     if "backwards" in text:
-        return f'print("{name[1]}"[::-1])'
-    return f'print(len("{name[1]}".replace(" ", "")))'
+        return f'"{name[1]}"[::-1]'
+    return f'len("{name[1]}".replace(" ", ""))'
 
 
 def guess(rng: random.Random, question: Question) -> str:
@@ -221,7 +225,7 @@ def guess(rng: random.Random, question: Question) -> str:
 
 
 def cold_start(count: int, seed: int) -> list[dict]:
-    """Samples of both roles: designs at random, and one agent's reply for each."""
+    """Samples of both roles: for each question a design at random, and what agents say to it."""
     rng = random.Random(f"cold start {seed}")
     rows = []
 
@@ -244,10 +248,10 @@ def cold_start(count: int, seed: int) -> list[dict]:
             add("executor", messages_to("Solve the question.", prompt), said)
         else:
             messages = messages_to("Solve it with Python.", text, ("python",))
-            code = program(rng, text)
-            reply = f"```python\n{code}\n```"
+            expression = computed(rng, text)
+            reply = f"```python\nprint({expression})\n```"
             add("executor", messages, reply)
-            output = str(eval(code.removeprefix("print(").removesuffix(")"), {}))  # our own program
+            output = str(eval(expression, {}))  # the teacher's own
             messages = messages + tool_messages(reply, output, is_last=False)
             add("executor", messages, f"\\boxed{{{output}}}")
     return rows[:count]

@@ -104,7 +104,7 @@ class Console(logging.StreamHandler):
         if not isinstance(sys.exception(), BrokenPipeError):
             return super().handleError(record)
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, sys.stdout.fileno())  # from now on, what is written there is dropped
 
 
 def command(main) -> None:

@@ -90,7 +90,7 @@ class Records:
     def add_evaluation(self, evaluation: dict) -> None:
         """Add an evaluation to the last line; one before the first step waits for the first line.
 
-        The first line has both if the first step is evaluated, too: the other as `eval_start`.
+        If the first step is evaluated as well, its line keeps the start's as `eval_start`.
         """
         if not self.is_writer:
             return

@@ -162,6 +162,7 @@ class Stub:
         return [10 * attempt + i for i in range(4)]
 
     async def grow(self, questions, step, attempt):
+        assert all(question // 10 == attempt for question in questions)  # it is in their seeds
         self.asked.append(questions)
         return [tree_of(question, question % 3 != 0) for question in questions]
 
