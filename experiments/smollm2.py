@@ -225,7 +225,7 @@ def guess(rng: random.Random, question: Question) -> str:
 
 
 def cold_start(count: int, seed: int) -> list[dict]:
-    """Samples of both roles: for each question a design at random, and what agents say to it."""
+    """Samples of both roles: for each question two designs at random, and what agents say to it."""
     rng = random.Random(f"cold start {seed}")
     rows = []
 
@@ -236,8 +236,9 @@ def cold_start(count: int, seed: int) -> list[dict]:
         family = rng.choice(CANDIDATES)
         prompt, answer = draw(rng, family, "train")
         question = Question("", prompt, answer, family=family)
-        design = rng.choice(list(DESIGNS.values()))
-        add("designer", designer_messages(question), f"```python\n{design}\n```")
+        # Two: a designer that has seen few designs prefers some for every question.
+        for design in rng.sample(list(DESIGNS.values()), 2):
+            add("designer", designer_messages(question), f"```python\n{design}\n```")
 
         text = prompt
         if rng.random() < 0.4:
