@@ -61,6 +61,16 @@ ARMS = {
     "coder agent, 12 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 12",
     "coder agent, 48 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 48",
 }
+# Learning rates, on seeds that no comparison has.
+RATES = ("1.5e-4", "5e-4", "1.5e-3")
+RATED = (
+    *("stagewise", "coupled", "designer, frozen executor"),
+    *("stagewise, 6 updates", "coupled, 6 updates"),
+)
+DEVELOPMENT = {
+    f"{arm}, lr {rate}": f"{ARMS[arm]} --lr {rate}".strip() for arm in RATED for rate in RATES
+}
+DEVELOPMENT_SEEDS = (100, 101)
 DERIVED = {  # -> what they need
     "trained": ("stagewise",),
     "voted": ("stagewise", "coder agent"),
@@ -365,6 +375,21 @@ def collapses(results: dict) -> str:
         return ""
     header = "| seeds that collapsed | seeds that collapsed | p, Fisher's exact test |"
     return "\n".join([header, "|---|---|---|", *lines])
+
+
+def rates(results: dict) -> str:
+    """Final accuracy of each seed, by arm and learning rate; "" without runs."""
+    lines = [f"| learning rate | {' | '.join(RATES)} |", "|---|" + "---|" * len(RATES)]
+    for arm in RATED:
+        cells = []
+        for rate in RATES:
+            finals = [
+                final(row, column=TEMPERATURE_0) for row in rows_of(results, f"{arm}, lr {rate}")
+            ]
+            cells.append(", ".join(f"{score:.2f}" for score in finals))
+        if any(cells):
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines) if lines[2:] else ""
 
 
 def new_shapes(results: dict, count: int = 5) -> list[dict]:

@@ -3,6 +3,7 @@
     python -m experiments.run --claim 1 --seeds 1    one seed of one claim's runs
     python -m experiments.run --arm coupled --seeds 1    one arm, beside the published seeds
     python -m experiments.run                        every claim, five seeds: hours of two cores
+    python -m experiments.run --develop              learning rates, on seeds of their own
     python -m experiments.run --draw                 figures and tables, from the published runs
 
 What is done is skipped, what was stopped goes on. What the claims are, and what decides:
@@ -28,7 +29,17 @@ from tqdm import tqdm
 
 from experiments import arithmetic, registry, shapley
 from experiments.claims import Study, draw, final, interval, page, read, short_table
-from experiments.registry import ARMS, CLAIMS, COMMON, DERIVED, PRICED, PRICES, TEMPERATURES
+from experiments.registry import (
+    ARMS,
+    CLAIMS,
+    COMMON,
+    DERIVED,
+    DEVELOPMENT,
+    DEVELOPMENT_SEEDS,
+    PRICED,
+    PRICES,
+    TEMPERATURES,
+)
 from lib import cli
 from lib.cli import ROOT, log
 from lib.errors import UserError
@@ -39,6 +50,8 @@ from lib.prices import name_at
 README = ROOT / "experiments" / "README.md"
 STUDIES = registry.STUDY, arithmetic.STUDY
 PUBLISHED = registry.STUDY.folder / "runs.jsonl"
+DEVELOPED = registry.STUDY.folder / "development.jsonl"
+FLAGS = ARMS | DEVELOPMENT
 ENVIRONMENT = os.environ | {
     # One thread each, so that two runs share two cores and a rerun is bit for bit the same.
     "OMP_NUM_THREADS": "1",
@@ -59,7 +72,7 @@ def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
         measure = {"trained": trained, "voted": voted, "priced": priced}[arm]
         return {"arm": arm, "seed": seed, **measure(seed, folder)}
     out = place(arm, seed, folder)
-    return summary(arm, seed, train(out, f"{COMMON} {ARMS[arm]}", seed))
+    return summary(arm, seed, train(out, f"{COMMON} {FLAGS[arm]}", seed))
 
 
 def train(out: pathlib.Path, flags: str, seed: int) -> list[dict]:
@@ -229,7 +242,7 @@ def summary(arm: str, seed: int, rows: list[dict]) -> dict:
     return {
         "arm": arm,
         "seed": seed,
-        "flags": " ".join(f"{COMMON} {ARMS[arm]} --seed {seed}".split()),
+        "flags": " ".join(f"{COMMON} {FLAGS[arm]} --seed {seed}".split()),
         "evals": evals,
         "before": evaluation_of(first),
         "after": evaluation_of(rows[-1]),
@@ -248,6 +261,7 @@ def publish(study: Study, results: dict, folder: pathlib.Path) -> None:
     atomic_write(folder / "table.md", page(study, results) + "\n")
     if folder == registry.STUDY.folder:
         fill(README, "claims", page(study, results))
+        fill(README, "rates", registry.rates(read(DEVELOPED)))
         fill(README, "shapley", shapley.table(shapley.published()))
         fill(ROOT / "README.md", "claims", short_table(study, results))
         fill(ROOT / "README.md", "result", registry.before_and_after(results))
@@ -292,6 +306,7 @@ class Config:
     seeds: int = 5  # number of seeds of every arm: 0, 1, ...
     results: str = "runs/experiments"  # folder of runs.jsonl, figures and tables
     workers: int = 0  # trainings at the same time, one thread each; 0: one for each core
+    develop: bool = False  # learning rates instead, on seeds that no comparison has
     draw: bool = False  # run nothing: draw the published results of both studies again
 
 
@@ -310,10 +325,13 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = pathlib.Path(config.results).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    done = read(folder / "runs.jsonl")
     arms = [config.arm] if config.arm else arms_of(config.claim)
-    todo = [(arm, seed) for seed in range(config.seeds) for arm in arms if (arm, seed) not in done]
-    log.info(f"{len(arms)} arms, {config.seeds} seeds: {len(todo)} runs to do")
+    seeds, path = range(config.seeds), folder / "runs.jsonl"
+    if config.develop:
+        arms, seeds, path = [*DEVELOPMENT], DEVELOPMENT_SEEDS, folder / "development.jsonl"
+    done = read(path)
+    todo = [(arm, seed) for seed in seeds for arm in arms if (arm, seed) not in done]
+    log.info(f"{len(arms)} arms, {len(seeds)} seeds: {len(todo)} runs to do")
 
     runs = ROOT / "runs" / "experiments"
     derived = [item for item in todo if item[0] in DERIVED]
@@ -322,9 +340,12 @@ def main(argv: list[str]) -> None:
         trainings += needs(arm, seed, runs)
     # The trainings before what is measured on them.
     for items in (list(dict.fromkeys(trainings)), derived):
-        run_all(items, runs, done, folder / "runs.jsonl", config.workers or os.cpu_count())
+        run_all(items, runs, done, path, config.workers or os.cpu_count())
 
-    results = read(folder / "runs.jsonl")
+    results = read(path)
+    if config.develop:
+        log.info(registry.rates(results))
+        return
     publish(registry.STUDY, results, folder)
     chosen = {
         (arm, seed): row

@@ -26,7 +26,7 @@ from experiments.claims import (
     table,
     verdict,
 )
-from experiments.registry import ARMS, CLAIMS, DERIVED
+from experiments.registry import ARMS, CLAIMS, DERIVED, DEVELOPMENT, DEVELOPMENT_SEEDS
 from lib import cli, launch
 from lib.errors import UserError
 from lib.metrics import variance_split
@@ -239,12 +239,23 @@ def test_tables_of_the_registry():
 
 
 def test_every_arm_is_a_run_that_train_accepts():
-    for flags in ARMS.values():
+    for flags in experiments.FLAGS.values():
         config = cli.flags(Config, f"{experiments.COMMON} {flags}".split(), "")
         launch.check(config, 1)
         assert config.designs * config.executions == 16
     assert {arm for claim in CLAIMS.values() for arm in claim.arms} <= {*ARMS, *DERIVED}
     assert {arm for needed in DERIVED.values() for arm in needed} <= set(ARMS)
+
+
+def test_learning_rates_are_tried_on_seeds_that_no_comparison_has():
+    assert min(DEVELOPMENT_SEEDS) > 10  # --seeds is at most 10
+    assert not {*DEVELOPMENT} & {*ARMS}
+    rows = {}
+    for rate, seed, score in ((0, 100, 0.5), (0, 101, 0.25), (2, 100, 0.75)):
+        arm = f"coupled, lr {registry.RATES[rate]}"
+        rows[arm, seed] = {"arm": arm, "seed": seed, "evals": [[0, 0, 0.1, score]]}
+    assert registry.rates(rows).splitlines()[2:] == ["| coupled | 0.50, 0.25 |  | 0.75 |"]
+    assert registry.rates({}) == ""
 
 
 def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
