@@ -61,6 +61,16 @@ ARMS = {
     "coder agent, 12 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 12",
     "coder agent, 48 tokens": f"--designer hand:coder {AGENT} --steps 130 --reply-tokens 48",
 }
+# The same from another cold start: another draw of its samples and of the first weights.
+SECOND_MODEL = "runs/second-cold-start"
+SECOND = {
+    f"second cold start, {arm}": f"{ARMS[arm]} --model {SECOND_MODEL}".strip()
+    for arm in ("stagewise", "coupled", "executor")
+}
+SECOND["second cold start, frozen executor"] = (
+    f"--stage designer --model {SECOND_MODEL} --executor {SECOND_MODEL}"
+)
+ARMS |= SECOND
 # Learning rates, on seeds that no comparison has.
 RATES = ("1.5e-4", "5e-4", "1.5e-3")
 RATED = (
@@ -185,6 +195,7 @@ CLAIMS = {
         (
             against("stagewise", "designer"),
             against("stagewise", "designer, frozen executor"),
+            against("second cold start, stagewise", "second cold start, frozen executor"),
             at_both(
                 "stagewise - the oracle of the start's executor",
                 "stagewise",
@@ -215,6 +226,8 @@ CLAIMS = {
             against("stagewise", "executor"),
             against("stagewise", "coupled, KL"),
             against("phases of 10", "stagewise"),
+            against("second cold start, stagewise", "second cold start, coupled"),
+            against("second cold start, stagewise", "second cold start, executor"),
             against("stagewise, 6 updates", "coupled, 6 updates", "in the paper's regime: "),
         ),
     ),

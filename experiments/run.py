@@ -13,6 +13,7 @@ Test: `pytest tests/test_experiments.py`. Read next: trained.py.
 """
 
 import concurrent.futures
+import contextlib
 import fcntl
 import json
 import os
@@ -77,19 +78,37 @@ def run(arm: str, seed: int, folder: pathlib.Path) -> dict:
 
 def train(out: pathlib.Path, flags: str, seed: int) -> list[dict]:
     """The metrics of a training with these flags, which is done, or goes on, unless complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     # The training holds the lock, too: one that outlives this program is waited for.
-    with open(out.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(out) as lock:
         if not is_complete(out):
             resume = ["--resume"] if (out / "config.json").exists() else []
             given = [] if resume else shlex.split(flags)
+            build_second_model(flags)
             execute(["train.py", *given, "--seed", seed, "--out", out, *resume], lock.fileno())
     rows = read_jsonl(out / "metrics.jsonl")
     num_spoiled = spoiled(rows)
     if num_spoiled:
         log.info(f"{out}: {num_spoiled} executions failed or timed out; was the machine busy?")
     return rows
+
+
+def build_second_model(flags: str) -> None:
+    """Build it in half an hour, where the flags ask for it and it is not there."""
+    model = ROOT / registry.SECOND_MODEL
+    if registry.SECOND_MODEL not in flags:
+        return
+    with locked(model) as lock:
+        if not (model / "config.json").exists():
+            execute(["-m", "tiny.build", "--seed", 1, "--out", model], lock.fileno())
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path):
+    """An open file that one process at a time has: what starts with it keeps it, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
 
 def is_complete(out: pathlib.Path) -> bool:
