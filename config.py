@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-EXECUTION_TOKENS = 65_536  # max sampled tokens of one execution, over its agents
+MAX_BATCH_TOKENS = 8192  # of a forward pass, without --batch-tokens and --max-length
 FINAL_LR = 0.3  # of the learning rate, at the end of a cosine; the original's
 
 BY_HAND = "hand:"  # before the name of a design by hand, in --designer
@@ -102,8 +102,8 @@ class Config:
     """Precision of the forward pass, and with --lora of the frozen weights; weights that are
     trained are float32 (float64 with float64). auto: bfloat16 on a GPU, else float32."""
     batch_tokens: int = 0
-    """Max tokens of a micro-batch of the update, but for one sequence that is longer; 0: as many as
-    a sequence may have. The gradient does not depend on it."""
+    """Max tokens of a micro-batch of the update, but for one sequence that is longer; 0:
+    --max-length, or 8,192 or the context without it. The gradient does not depend on it."""
     lora: int = 0  # rank of a LoRA adapter, which is trained instead of the weights; 0: none
     checkpointing: bool = False  # recomputation of activations in the backward pass
     shard: bool = False  # weights, gradients and moments divided among the ranks (fully_shard)

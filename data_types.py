@@ -74,9 +74,9 @@ class Budget:
     """What one execution may use, over all its agents together."""
 
     calls: int = 16  # completions
-    tokens: int = 16384  # sampled tokens; agents asked at once may go beyond
+    tokens: int = 65_536  # sampled tokens; agents asked at once may go beyond
     reply_tokens: int = 1024  # new tokens of one completion
-    seconds: float = 600.0  # from start to end, waiting for the engine included
+    seconds: float = 1800.0  # from start to end, waiting for the engine included
     script_seconds: float = 5.0  # running time of the script itself
     tool_seconds: float = 5.0  # running time of one tool call
 

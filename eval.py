@@ -334,6 +334,7 @@ async def load(config: Config, model: str, kind: str) -> tuple:
         config.max_length,
         cli.load_dtype(config.dtype),
         load_device="cpu" if kind == "vllm" else None,  # vLLM has weights of its own
+        weights_dtype=cli.load_dtype(config.dtype),
     )
     engine = open_engine(kind, policy, gpu_memory=config.gpu_memory)
     if not config.skip_check:

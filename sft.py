@@ -323,6 +323,7 @@ async def collect(config: Config, out: pathlib.Path) -> int:
             cli.load_device(),
             dtype=cli.load_dtype(config.dtype),
             load_device="cpu" if config.engine == "vllm" else None,  # vLLM has its own weights
+            weights_dtype=cli.load_dtype(config.dtype),
         )
         engine = open_engine(config.engine, policy, gpu_memory=0.8)
         if not config.skip_check:

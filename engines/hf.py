@@ -18,9 +18,9 @@ other tasks. Call sites are plain asyncio: await, gather, timeout. (TaskGroup, w
 hide what they wait for.) A program whose loop has tasks that never ask, such as a server, sets
 `in_rounds` to False: then whatever waits is a batch.
 
-Whose sample is complete goes on at once, while the batch decodes the longer ones. In fp32 the
-weights are the trainer's own; in bf16, or when the trainer holds only a part of them, they are a
-copy.
+Whose sample is complete goes on at once, while the batch decodes the longer ones. The weights are
+the trainer's own, or a copy: where it trains in fp32 and samples in bf16, trains an adapter in
+bf16, or holds only a part of them.
 
 Sampling is plain: temperature alone, no top-k, top-p or repetition penalty (trap 1).
 Shapes: B rows, T positions, V vocabulary.
@@ -76,7 +76,7 @@ class HFEngine:
         self.max_batch = max_batch
         self.in_rounds = True
         self.model = policy.model
-        if own_weights or policy.dtype == torch.bfloat16:
+        if own_weights or policy.model.dtype != policy.dtype:
             self.model = copy.deepcopy(policy.model).to(policy.device, policy.dtype)
             self.model.requires_grad_(False)
         self.waiting: dict[asyncio.Future, Request] = {}

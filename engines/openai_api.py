@@ -76,6 +76,8 @@ class ChatEngine:
             base_url=url, api_key=key(), timeout=timeout, max_retries=0
         )
         self.model = model
+        # No thinking, as with a model of our own; not sent again where the server does not know it.
+        self.extra_body = {"chat_template_kwargs": {"enable_thinking": False}}
         self.gate = asyncio.Semaphore(concurrency)
         self.tries = tries
         self.pause = pause
@@ -99,6 +101,7 @@ class ChatEngine:
                 spread = random.uniform(0.75, 1.25)  # not all at the same moment
                 await asyncio.sleep(self.pause * 2 ** (attempt - 1) * spread)
             started = time.monotonic()
+            sent = self.extra_body
             try:
                 async with self.gate:
                     answer = await self.client.chat.completions.create(
@@ -108,11 +111,16 @@ class ChatEngine:
                         temperature=temperature,
                         top_p=1.0,
                         seed=seed % MAX_SEED,
+                        extra_body=sent,
                     )
                 return self.completion(answer)
-            except openai.BadRequestError as error:
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if "context" in str(error).lower() or "maximum" in str(error).lower():
                     raise PromptTooLong(str(error)[:200]) from None
+                if sent and "chat_template_kwargs" in str(error):
+                    self.extra_body = {}
+                    problem = str(error)[:200]
+                    continue
                 raise EngineError(f"the server refuses the request: {str(error)[:200]}") from None
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 problem = f"{str(error)[:200]} (OPENAI_API_KEY)"

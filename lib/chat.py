@@ -18,6 +18,7 @@ from lib.errors import PromptTooLong, UserError
 from lib.turns import my_turn
 
 MARK = "\ue000"  # a private character: marks where a text spells a control token
+DATE = "26 Jul 2024"  # where a template says it (Llama 3.2): the same in every run, on every day
 LONG = 10_000  # characters: to tokenise as many may take 30 ms
 # One thread: who asks for a prompt that is being tokenised then finds it in the cache.
 TOKENIZING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizing")
@@ -82,6 +83,7 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             enable_thinking=False,
+            date_string=DATE,
         )
 
     @lru_cache(maxsize=4096)  # the designs of a question, and the agents of a vote, ask the same

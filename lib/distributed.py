@@ -114,7 +114,7 @@ def iterate_weights(model, dtype: torch.dtype | None = None):
 
     dtype: of floating-point ones; converted before they are gathered, which sends half as much.
     """
-    for name, tensor in plain_weights(model):
+    for name, tensor in plain_weights(model, dtype):
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         yield name, full_tensor(tensor)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import tasks
-from config import EXECUTION_TOKENS, is_server
+from config import is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
@@ -34,7 +34,8 @@ from lib.ways import set_attention, set_way
 from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
 
-EXECUTION_SECONDS = 1800.0  # max time of one execution, waiting for the engine included
+# Above it, all weights of a real model are destroyed; the default is the tiny model's.
+LARGE_LR, LARGE_MODEL = 1e-4, 50_000_000
 
 # What may change when a run is resumed: nothing that changes what it learns.
 FREE_FLAGS = {
@@ -68,7 +69,7 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
     device = cli.load_device()
     if device != "cpu":
         torch.cuda.set_device(device)
-    distributed.join(world, timeout_seconds=600 + 4 * EXECUTION_SECONDS)
+    distributed.join(world, timeout_seconds=600 + 4 * Budget.seconds)
     out = open_folder(config, rank)
     names = plugins.load(config.plugin, out if rank == 0 else None)
     if "executor_advantages" in names and config.executor_credit == "replay":
@@ -205,8 +206,11 @@ def load(
     if "designer" in roles:
         check_designer_prompt(policy, questions)
     # The engine comes first: the learner divides the weights.
-    engine = open_engine(config.engine, policy, is_sharded, config.gpu_memory)
+    merges = learns and config.lora > 0 and dtype == torch.bfloat16
+    engine = open_engine(config.engine, policy, is_sharded or merges, config.gpu_memory)
     is_first_rank = int(os.environ.get("RANK", 0)) == 0
+    if learns and is_first_rank:
+        warn_of_large_lr(config, policy)
     if not config.skip_check:
         check = check_model(policy, engine, config.checkpointing)
         note = asyncio.run(check) if is_first_rank else ""
@@ -224,6 +228,15 @@ def load(
     if is_first_rank:
         check_saving(policy, pathlib.Path(config.out))
     return engine, policy
+
+
+def warn_of_large_lr(config, policy: Policy) -> None:
+    size = sum(parameter.numel() for parameter in policy.model.parameters())
+    if config.lr > LARGE_LR and size > LARGE_MODEL and not config.lora:
+        log.info(
+            f"--lr {config.lr:g} is the tiny model's: all weights of {policy.path} need 1e-6 to "
+            "3e-5 or so; see --preset"
+        )
 
 
 def check_saving(policy: Policy, out: pathlib.Path) -> None:
@@ -252,12 +265,7 @@ def load_reference(config, roles, policy: Policy) -> torch.nn.Module:
 
 
 def execution_budget(config) -> Budget:
-    return Budget(
-        calls=config.max_calls,
-        tokens=EXECUTION_TOKENS,
-        reply_tokens=config.reply_tokens,
-        seconds=EXECUTION_SECONDS,
-    )
+    return Budget(calls=config.max_calls, reply_tokens=config.reply_tokens)
 
 
 def check_infrastructure(trees: list[Tree], trainer) -> None:

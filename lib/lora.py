@@ -13,9 +13,12 @@ Test: `pytest tests/test_lora.py`. Read next: checkpoint.py.
 import json
 import os
 import pathlib
+import sys
+import zlib
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 
 from lib.errors import UserError
 
@@ -63,7 +66,7 @@ def load_adapter(model, folder: pathlib.Path) -> None:
 
 def adapted_layers(model) -> dict[str, torch.nn.Module]:
     """Module name -> layer with an adapter."""
-    if not getattr(model, "_hf_peft_config_loaded", False):
+    if "peft" not in sys.modules:  # it takes a second to import
         return {}
     from peft.tuners.lora import LoraLayer
 
@@ -71,16 +74,41 @@ def adapted_layers(model) -> dict[str, torch.nn.Module]:
 
 
 @torch.no_grad()
-def plain_weights(model):
-    """(name, tensor) of a model as if it had never had an adapter, one after another."""
+def plain_weights(model, dtype: torch.dtype | None = None):
+    """(name, tensor) of a model as if it had never had an adapter, one after another.
+
+    dtype: of the weights that have one.
+    """
     layers = adapted_layers(model)
     for name, tensor in model.state_dict().items():
         if ".lora_" in name:
             continue
         layer = layers.get(name.removesuffix(".base_layer.weight"))
         if layer is not None:
-            tensor = tensor + layer.get_delta_weight(NAME)
+            tensor = rounded(tensor + layer.get_delta_weight(NAME), dtype, name)
         yield name.replace(".base_layer.", "."), tensor
+
+
+def rounded(tensor: torch.Tensor, dtype: torch.dtype | None, name: str) -> torch.Tensor:
+    """A sum of weight and delta in this dtype; name: where its random numbers begin.
+
+    The frozen weight is exact in bf16. If the sum was rounded to the nearest, a delta below half of
+    a bf16's last place would be lost, which most are in the first steps: samplers would hardly see
+    what was trained. So a sum that lies a share s of the way to the next bf16 becomes that one with
+    probability s. The random numbers are the same in every update: weights don't jump to and fro.
+    """
+    if dtype != torch.bfloat16:
+        return tensor if dtype is None else tensor.to(dtype)
+    if isinstance(tensor, DTensor):
+        part = rounded(tensor.to_local(), dtype, name)
+        placed = tensor.device_mesh, tensor.placements
+        return DTensor.from_local(part, *placed, shape=tensor.shape, stride=tensor.stride())
+    generator = torch.Generator(tensor.device).manual_seed(zlib.crc32(name.encode()))
+    size = {"size": tensor.shape, "device": tensor.device, "dtype": torch.int32}
+    noise = torch.randint(0, 1 << 16, generator=generator, **size)
+    # The upper half of an fp32's bits is a bf16.
+    bits = (tensor.float().view(torch.int32) + noise) & -(1 << 16)
+    return bits.view(torch.float32).bfloat16()
 
 
 def base_of(path: str) -> str:
@@ -103,7 +131,11 @@ def refusal(path: str) -> str:
 
 
 def merge(model, folder: str) -> torch.nn.Module:
-    """A model with the adapter of `folder` in its weights."""
+    """A model with the adapter of `folder` in its weights, as samplers get them in training."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    adapted = PeftModel.from_pretrained(model, folder)
+    merged = dict(plain_weights(adapted.base_model.model, model.dtype))
+    model = adapted.unload()
+    model.load_state_dict(merged)
+    return model

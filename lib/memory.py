@@ -23,7 +23,8 @@ Test: `pytest tests/test_memory.py`. Read next: ../docs/scale.md.
 import re
 from dataclasses import dataclass, replace
 
-from config import EXECUTION_TOKENS, is_server
+from config import MAX_BATCH_TOKENS, is_server
+from data_types import Budget
 from lib import cli
 from lib.errors import UserError
 from lib.lora import base_of
@@ -185,7 +186,9 @@ def other_bytes(plan: Plan) -> float:
 def update_bytes(plan: Plan) -> dict[str, float]:
     """Bytes of a GPU during the update."""
     shape, config = plan.shape, plan.config
-    tokens = max(plan.max_length, config.batch_tokens)  # at least one whole sequence
+    # Without --max-length, the context of a real model is longer than MAX_BATCH_TOKENS.
+    longest = config.max_length or MAX_BATCH_TOKENS
+    tokens = max(plan.max_length, config.batch_tokens or longest)  # at least one whole sequence
     copies = 0
     if plan.sharers > 1:
         # Two layers at a time, and the embeddings throughout, with their gradients.
@@ -280,7 +283,7 @@ def report(config) -> str:
     for roles, other in others:
         plan = replace(plan, other=shape_of(other), other_learns=config.learns(roles))
     Q, M, N = config.questions, config.designs, config.executions
-    execution_tokens = min(config.max_calls * config.reply_tokens, EXECUTION_TOKENS)
+    execution_tokens = min(config.max_calls * config.reply_tokens, Budget.tokens)
     tokens = Q * M * (config.design_tokens + N * execution_tokens)
     lines = [
         f"{model}: {plan.shape.parameters / 1e9:.2f}B parameters, "

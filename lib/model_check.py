@@ -21,7 +21,7 @@ import torch
 
 import designer
 from data_types import Question, Sample
-from lib.distributed import all_reduce_max
+from lib.distributed import all_reduce_max, iterate_weights
 from lib.errors import EngineError, PromptTooLong, UserError
 from lib.prefix_sharing import collate_rows, make_row
 from lib.ways import WAYS, attention_window, set_attention, set_training, set_way
@@ -117,6 +117,11 @@ async def disagreement(policy, engine, checkpointing: bool) -> tuple[str, float]
         gaps = await measure(policy, engine, checkpointing)
     except (EngineError, PromptTooLong) as error:
         return f"the sampler fails ({str(error)[:120]})", 0.0
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--model {policy.path}: too little memory for its check ({str(error)[:80]}); "
+            "--skip-check leaves it out"
+        ) from None
     except Exception as error:  # boundary: a family may raise anything where it can't do a thing
         return f"it fails ({' '.join(str(error).split())[:120]})", 0.0
     wrong = [f"{name} by {size:.2g}" for name, (size, bound) in gaps.items() if not size <= bound]
@@ -129,11 +134,16 @@ async def measure(policy, engine, checkpointing: bool) -> dict[str, tuple[float,
     """By who computed them: difference from the model's own log-probabilities, and its bound."""
     samples = await draw_samples(policy, engine)
     sampled_K = torch.tensor([logprob for sample in samples for logprob in sample.old_logprobs])
+    is_bf16 = policy.dtype == torch.bfloat16
+    if is_bf16:
+        await engine.sleep()  # fp32 takes twice the memory
     with weights_in_fp32(policy.model):
         dtype = torch.promote_types(policy.dtype, torch.float32)
         exact_K, rows_K = compute(policy, samples, dtype, checkpointing)
+    if is_bf16:
+        engine.update_weights(iterate_weights(policy.model, policy.dtype))  # it wakes up
     gaps = {name: ((logprobs_K - exact_K).abs().max(), MAX_GAP) for name, logprobs_K in rows_K}
-    if policy.dtype != torch.bfloat16:
+    if not is_bf16:
         gaps["sampler"] = (sampled_K - exact_K).abs().max(), MAX_GAP
     else:
         # Rounding hides a small fault: hence the trainer's rows in fp32, too.
@@ -192,15 +202,19 @@ def make_prompts(policy) -> list[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def weights_in_fp32(model):
-    """Weights in bf16 (of a policy that does not learn, or under an adapter) are in fp32 here."""
+    """Weights in bf16 (of a policy that does not learn, or under an adapter) are in fp32 here, and
+    products are not rounded to TF32, which some containers turn on."""
     narrow = [weight for weight in model.parameters() if weight.dtype == torch.bfloat16]
-    for weight in narrow:
-        weight.data = weight.data.float()
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
+        for weight in narrow:
+            weight.data = weight.data.float()
         yield
     finally:
         for weight in narrow:
             weight.data = weight.data.bfloat16()
+        torch.set_float32_matmul_precision(precision)
 
 
 @torch.no_grad()

@@ -117,6 +117,19 @@ def test_a_prompt_that_is_too_long_is_not_asked_again(server):
     assert len(server["seen"]) == 1
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_thinking_is_turned_off_where_the_server_can(server, status):
+    thinking = "chat_template_kwargs"
+    sample(server)
+    assert server["seen"][0][thinking] == {"enable_thinking": False}
+
+    server["behave"] = lambda messages, number: status if number == 2 else "hi"
+    server["message"] = f"Unrecognized request argument supplied: {thinking}"
+    completion, engine = sample(server)
+    assert completion.text == "hi"
+    assert [thinking in request for request in server["seen"]] == [True, True, False]
+
+
 def test_failures_are_infrastructure_and_never_a_zero(server):
     """Of six questions two cannot be had: four count, all right."""
     server["behave"] = lambda messages, number: (

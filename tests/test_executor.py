@@ -31,7 +31,7 @@ TOOL = 'a = Agent("a", "Use Python.", tools=["python"])\n'
         (A + "ask_all([a] * 5, question)", "yes", {"calls": 3}, "budget", "3 calls"),
         (A + "a('word ' * 5000)", "yes", {}, "budget", "a prompt of"),
         ("while True: pass", "yes", {"script_seconds": 0.2}, "timeout", "0.2"),
-        (A + "import time\ntime.sleep(9)", "yes", {"seconds": 0.3}, "timeout", "0.3"),
+        (A + "import time\ntime.sleep(9)", "yes", {"seconds": 0.3}, "infra_error", "0.3"),
         (A + "submit(a(question))", EngineError("broken"), {}, "infra_error", "broken"),
         ('submit(Agent("a", "i", tools=["x"])(question))', "yes", {}, "invalid_script", "tool x"),
         ('submit(Agent("a", "i", max_turns=99)(question))', "yes", {}, "crashed", "max_turns"),

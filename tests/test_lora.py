@@ -134,3 +134,36 @@ def test_what_can_not_work_is_refused(run, tmp_path):
         policy = Policy(TINY)
         lora.add_adapter(policy, 8)
         lora.load_adapter(policy.model, run / "checkpoint")
+
+
+def test_a_small_delta_is_not_lost_in_bf16():
+    """Rounded to the nearest, deltas below half of the last place vanish; here their sum stays."""
+    torch.manual_seed(0)
+    weight = torch.randn(256, 256).bfloat16().float()
+    delta = 1e-3 * torch.randn(256, 256)
+
+    def kept(sampled):
+        return (((sampled.float() - weight) * delta).sum() / (delta**2).sum()).item()
+
+    assert kept((weight + delta).bfloat16()) < 0.8
+    rounded = lora.rounded(weight + delta, torch.bfloat16, "name")
+    assert kept(rounded) == pytest.approx(1, abs=0.03)
+    assert torch.equal(rounded, lora.rounded(weight + delta, torch.bfloat16, "name"))
+    assert torch.equal(lora.rounded(weight, torch.bfloat16, "name").float(), weight)
+    total = weight + delta
+    last_place = torch.finfo(torch.bfloat16).eps * total.abs()  # or less
+    assert ((rounded.float() - total).abs() <= last_place).all()
+
+
+def test_an_adapter_is_merged_as_samplers_saw_it_in_training(tmp_path):
+    subject = lora_learner(dtype=torch.bfloat16)
+    subject.update(batch([1.0, -1.0, 0.5, 2.0]))
+    subject.policy.save(tmp_path)
+    merged = Policy(str(tmp_path), dtype=torch.bfloat16, weights_dtype=torch.bfloat16)
+    sampled = dict(iterate_weights(subject.policy.model, torch.bfloat16))
+    plain = Policy(TINY).model.state_dict()
+    assert {*sampled} == {*plain}
+    for name, weight in merged.model.state_dict().items():
+        assert torch.equal(weight, sampled[name]), name
+        assert not weight.is_floating_point() or weight.dtype == torch.bfloat16
+    assert any((sampled[name].float() != weight).any() for name, weight in plain.items())

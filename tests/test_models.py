@@ -202,6 +202,18 @@ def test_the_reference_is_computed_as_the_policy_is(zoo):
         torch.testing.assert_close(reference(batch)[0], CompletionLogprobs(policy)(batch)[0])
 
 
+def test_the_tiny_models_learning_rate_is_no_real_models(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="metaagent")
+    policy = Policy("tiny")
+    launch.warn_of_large_lr(Config(), policy)
+    monkeypatch.setattr(launch, "LARGE_MODEL", 500_000)
+    launch.warn_of_large_lr(Config(lr=1e-5), policy)
+    launch.warn_of_large_lr(Config(lora=8), policy)
+    assert not caplog.records
+    launch.warn_of_large_lr(Config(), policy)
+    assert "--lr 0.0005 is the tiny model's" in caplog.text
+
+
 def test_out_of_memory_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
     out = tmp_path / "run"
     update = train.Learner.accumulate_gradient
