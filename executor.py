@@ -85,9 +85,8 @@ class Executor:
             return self.execution("invalid_script", str(error))
         except ProtocolError as error:
             return self.execution("crashed", str(error))
-        except TimeoutError:  # scripts and tools have short clocks of their own
-            waited = f"the engine took longer than {self.budget.seconds} s"
-            return self.execution("infra_error", waited)
+        except TimeoutError:  # by waiting for the engine
+            return self.execution("infra_error", f"longer than {self.budget.seconds} s")
         except InfrastructureError as error:
             return self.execution("infra_error", str(error))
         if submitted is None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import credit
 import tasks
-from config import MAX_BATCH_TOKENS, PRESETS, Config
+from config import PRESETS, Config
 from data_types import Question, Sample, Tree
 from executor import Runtime
 from lib import checkpoint, cli, distributed, launch, metrics
@@ -51,8 +51,7 @@ class Learner:
         self.policy = policy
         self.engine = engine
         self.roles = roles
-        longest = min(policy.max_length, config.max_length or MAX_BATCH_TOKENS)
-        self.max_tokens = config.batch_tokens or longest
+        self.max_tokens = launch.batch_tokens(config, policy)
         self.is_sharded = distributed.is_sharded(config)
         self.model = distributed.wrap(CompletionLogprobs(policy), policy, self.is_sharded)
         self.uses_ddp = isinstance(self.model, DistributedDataParallel)

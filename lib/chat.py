@@ -8,6 +8,7 @@ Test: `pytest tests/test_chat.py`. Read next: ways.py.
 """
 
 import asyncio
+import datetime
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,7 +19,7 @@ from lib.errors import PromptTooLong, UserError
 from lib.turns import my_turn
 
 MARK = "\ue000"  # a private character: marks where a text spells a control token
-DATE = "26 Jul 2024"  # where a template says it (Llama 3.2): the same in every run, on every day
+DATE = datetime.date(2024, 7, 26)  # where a template says it: the same in every run, on every day
 LONG = 10_000  # characters: to tokenise as many may take 30 ms
 # One thread: who asks for a prompt that is being tokenised then finds it in the cache.
 TOKENIZING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizing")
@@ -83,7 +84,8 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             enable_thinking=False,
-            date_string=DATE,
+            date_string=DATE.strftime("%d %b %Y"),  # Llama 3.2
+            strftime_now=DATE.strftime,  # SmolLM3
         )
 
     @lru_cache(maxsize=4096)  # the designs of a question, and the agents of a vote, ask the same

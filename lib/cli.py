@@ -155,9 +155,11 @@ def model_path(name: str) -> str:
 
 
 def load_device() -> str:
-    """This rank's device."""
+    """This rank's device. Products in fp32 are not rounded to TF32, which some containers turn on:
+    a sampler and a trainer that round otherwise disagree."""
     import torch
 
+    torch.set_float32_matmul_precision("highest")
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import tasks
-from config import is_server
+from config import MAX_BATCH_TOKENS, is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
@@ -262,6 +262,12 @@ def load_reference(config, roles, policy: Policy) -> torch.nn.Module:
     set_attention(start.model, policy.way.attention)
     reference = CompletionLogprobs(policy, start.model)
     return distributed.frozen(reference, policy, is_sharded)
+
+
+def batch_tokens(config, policy: Policy) -> int:
+    """Max tokens of a micro-batch; a context may be far longer than what fits a GPU."""
+    longest = config.max_length or MAX_BATCH_TOKENS
+    return config.batch_tokens or min(policy.max_length, longest)
 
 
 def execution_budget(config) -> Budget:

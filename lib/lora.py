@@ -18,13 +18,13 @@ import zlib
 
 import torch
 from safetensors import SafetensorError
-from torch.distributed.tensor import DTensor
 
 from lib.errors import UserError
 
 ALPHA = 32  # with it the best learning rate hardly depends on R (Schulman 2025)
 NAME = "default"  # the adapter's
 CONFIG_FILE = "adapter_config.json"
+GOLDEN_RATIO = 0x9E3779B1  # times 1 << 32, without its whole part
 
 
 def add_adapter(policy, rank: int) -> None:
@@ -90,24 +90,20 @@ def plain_weights(model, dtype: torch.dtype | None = None):
 
 
 def rounded(tensor: torch.Tensor, dtype: torch.dtype | None, name: str) -> torch.Tensor:
-    """A sum of weight and delta in this dtype; name: where its random numbers begin.
+    """A sum of weight and delta in this dtype; name: gives the rounding another beginning.
 
     The frozen weight is exact in bf16. If the sum was rounded to the nearest, a delta below half of
     a bf16's last place would be lost, which most are in the first steps: samplers would hardly see
-    what was trained. So a sum that lies a share s of the way to the next bf16 becomes that one with
-    probability s. The random numbers are the same in every update: weights don't jump to and fro.
+    what was trained. So of sums that lie a share s of the way to the next bf16, a share s becomes
+    that one. Which ones does not change: weights don't jump to and fro between updates.
     """
     if dtype != torch.bfloat16:
         return tensor if dtype is None else tensor.to(dtype)
-    if isinstance(tensor, DTensor):
-        part = rounded(tensor.to_local(), dtype, name)
-        placed = tensor.device_mesh, tensor.placements
-        return DTensor.from_local(part, *placed, shape=tensor.shape, stride=tensor.stride())
-    generator = torch.Generator(tensor.device).manual_seed(zlib.crc32(name.encode()))
-    size = {"size": tensor.shape, "device": tensor.device, "dtype": torch.int32}
-    noise = torch.randint(0, 1 << 16, generator=generator, **size)
+    number = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+    # Multiples of the golden ratio, but for their whole part, are spread evenly from 0 to 1.
+    spread = (number * GOLDEN_RATIO + zlib.crc32(name.encode())) % (1 << 32) >> 16
     # The upper half of an fp32's bits is a bf16.
-    bits = (tensor.float().view(torch.int32) + noise) & -(1 << 16)
+    bits = (tensor.float().view(torch.int32) + spread.int()) & -(1 << 16)
     return bits.view(torch.float32).bfloat16()
 
 
@@ -135,6 +131,10 @@ def merge(model, folder: str) -> torch.nn.Module:
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(model, folder)
+    config = adapted.peft_config[NAME]
+    is_plain = not (config.use_dora or config.lora_bias or config.modules_to_save)
+    if model.dtype != torch.bfloat16 or not is_plain:
+        return adapted.merge_and_unload()
     merged = dict(plain_weights(adapted.base_model.model, model.dtype))
     model = adapted.unload()
     model.load_state_dict(merged)

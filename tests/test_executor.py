@@ -1,5 +1,6 @@
 """Running designs: tools, memory, budgets, and every typed outcome."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,6 @@ TOOL = 'a = Agent("a", "Use Python.", tools=["python"])\n'
         (A + "ask_all([a] * 5, question)", "yes", {"calls": 3}, "budget", "3 calls"),
         (A + "a('word ' * 5000)", "yes", {}, "budget", "a prompt of"),
         ("while True: pass", "yes", {"script_seconds": 0.2}, "timeout", "0.2"),
-        (A + "import time\ntime.sleep(9)", "yes", {"seconds": 0.3}, "infra_error", "0.3"),
         (A + "submit(a(question))", EngineError("broken"), {}, "infra_error", "broken"),
         ('submit(Agent("a", "i", tools=["x"])(question))', "yes", {}, "invalid_script", "tool x"),
         ('submit(Agent("a", "i", max_turns=99)(question))', "yes", {}, "crashed", "max_turns"),
@@ -43,6 +43,16 @@ def test_outcomes(policy, script, speak, budget, status, detail):
     assert execution.status == status and status in STATUSES, execution
     assert detail in execution.detail, execution
     assert (execution.answer is not None) == (status == "answered")
+
+
+def test_an_engine_that_takes_too_long_is_not_the_designs_fault(policy):
+    class Slow(Scripted):
+        async def sample(self, *arguments, **options):
+            await asyncio.sleep(60)
+
+    engine, budget = Slow(policy, None), Budget(seconds=0.3)
+    execution, _ = execute(policy, A + "submit(a(question))", engine, budget=budget)
+    assert execution.status == "infra_error" and "longer than 0.3 s" in execution.detail
 
 
 def test_an_agent_runs_python_and_reads_the_output(policy):

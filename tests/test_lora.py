@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 from conftest import ROOT, SMALL_RUN, learner, lines
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from runs import same, timeless
 from safetensors.torch import load_file
 from test_update import batch
@@ -167,3 +167,32 @@ def test_an_adapter_is_merged_as_samplers_saw_it_in_training(tmp_path):
         assert torch.equal(weight, sampled[name]), name
         assert not weight.is_floating_point() or weight.dtype == torch.bfloat16
     assert any((sampled[name].float() != weight).any() for name, weight in plain.items())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"modules_to_save": ["norm"]},
+    ],
+    ids=str,
+)
+def test_adapters_of_every_kind_are_merged(kind, tmp_path):
+    """In bf16 the merged model says what peft's own says with the adapter beside the weights."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", **kind))
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = adapted(ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(TINY)(ids).logits
+        policy = Policy(TINY, weights_dtype=torch.bfloat16)
+        merged = lora.merge(policy.model, str(tmp_path)).float()(ids).logits
+    assert (plain - expected).abs().mean() > 1
+    assert (merged - expected).abs().mean() < 0.1

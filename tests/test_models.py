@@ -88,12 +88,34 @@ def test_a_sampler_of_other_numbers_is_refused_in_bf16(zoo):
     class Off(HFEngine):
         async def sample(self, *arguments, **options):
             completion = await super().sample(*arguments, **options)
-            logprobs = [logprob - 0.5 for logprob in completion.logprobs]
+            logprobs = [logprob - 0.2 for logprob in completion.logprobs]
             return dataclasses.replace(completion, logprobs=logprobs)
 
     policy = Policy(str(zoo / "Llama"), dtype=torch.bfloat16)
-    with pytest.raises(UserError, match="own: sampler in bf16 by 0.5.* nats"):
+    with pytest.raises(UserError, match="own: sampler in bf16 one way by 0.2.* nats"):
         asyncio.run(check_model(policy, Off(policy)))
+
+
+def test_the_engine_never_samples_asleep(zoo, monkeypatch):
+    """BLOOM fails in the fast way, in the middle of the check."""
+    monkeypatch.setattr(model_check, "is_on_gpu", lambda policy: True)
+    said = []
+
+    class Sleeper(HFEngine):
+        async def sample(self, *arguments, **options):
+            said.append("sample")
+            return await super().sample(*arguments, **options)
+
+        async def sleep(self):
+            said.append("sleep")
+
+        def update_weights(self, weights):
+            said.append("wake")
+
+    policy = Policy(str(zoo / "BLOOM"), dtype=torch.bfloat16, weights_dtype=torch.bfloat16)
+    asyncio.run(check_model(policy, Sleeper(policy)))
+    assert said.count("sleep") == said.count("wake") > 1
+    assert all(after == "wake" for word, after in zip(said, said[1:]) if word == "sleep")
 
 
 @pytest.mark.parametrize("family", [family for family, (way, _) in OUTCOMES.items() if way])
