@@ -6,8 +6,9 @@
     itself     transformers' eager forward: one sequence, no padding, no cache
 
 All in the mode in which the run trains, and where the weights are then: with --shard that is the
-CPU. Where they differ from the model itself, the next of WAYS is tried; where none is left, the
-model is refused. So a policy is never trained under another distribution than it was sampled from.
+CPU. In bf16 the rows are compared in fp32, too, as rounding hides a small fault. Where they differ
+from the model itself, the next of WAYS is tried; where none is left, the model is refused. So a
+policy is never trained under another distribution than it was sampled from.
 
 Test: `pytest tests/test_models.py`. Read next: attention.py.
 """
@@ -145,7 +146,6 @@ async def measure(policy, engine, checkpointing: bool) -> dict[str, tuple[float,
     if policy.dtype != torch.bfloat16:
         gaps["sampler"] = (sampled_K - exact_K).abs().max(), MAX_GAP
     else:
-        # Rounding hides a small fault: hence the trainer's rows in fp32, too.
         own_K, rows_K = compute(policy, samples, policy.dtype, checkpointing)
         rounding = (own_K - exact_K).abs().mean()
         bound, bound_signed = MAX_ROUNDINGS * rounding, MAX_ROUNDINGS_SIGNED * rounding
