@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.distributed as dist
+from transformers.core_model_loading import revert_weight_conversion
 
 from data_types import Completion
 from lib import lora
@@ -255,14 +256,26 @@ class VLLMEngine:
         if self.is_asleep:
             torch.cuda.empty_cache()
             self.engine.wake_up(["weights"])
-        dtype = self.policy.dtype
-        cast = ((name, tensor.detach().to(dtype)) for name, tensor in weights)
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
+        in_files = self.as_in_files(weights)
+        try:
+            self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": in_files})
+        except Exception as error:  # boundary to vLLM: families differ in what they can take
+            for _ in in_files:  # the other ranks wait
+                pass
+            problem = " ".join(str(error).split())[:250]
+            raise EngineError(f"vLLM cannot take the weights of this model: {problem}") from error
         if self.is_asleep:
             self.engine.wake_up(["kv_cache"])
             self.is_asleep = False
         if not self.engine.reset_prefix_cache():
             raise EngineError("vLLM's prefix cache could not be emptied: a request was running")
+
+    def as_in_files(self, weights):
+        """(name, tensor) in the engine's dtype, as a checkpoint has them: of a mixture of experts
+        it has every expert's own, where the model has one tensor."""
+        for name, tensor in weights:
+            tensor = tensor.detach().to(self.policy.dtype)
+            yield from revert_weight_conversion(self.policy.model, {name: tensor}).items()
 
     def close(self) -> None:
         """Shut down. It takes torch.distributed's default group along: nothing may follow."""

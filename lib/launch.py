@@ -212,7 +212,7 @@ def load(
     if learns and is_first_rank:
         warn_of_large_lr(config, policy)
     if not config.skip_check:
-        check = check_model(policy, engine, config.checkpointing)
+        check = check_model(policy, engine, config.checkpointing, learns)
         note = asyncio.run(check) if is_first_rank else ""
         # All ranks compute the model as the first one found it right.
         policy.note, way = distributed.all_gather([(note, policy.way)])[0]

@@ -75,13 +75,15 @@ def adapted_layers(model) -> dict[str, torch.nn.Module]:
 
 @torch.no_grad()
 def plain_weights(model, dtype: torch.dtype | None = None):
-    """(name, tensor) of a model as if it had never had an adapter, one after another.
+    """(name, tensor) of a model as if it had never had an adapter, one after another; tied ones
+    once, as in a checkpoint.
 
     dtype: of the weights that have one.
     """
     layers = adapted_layers(model)
+    once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     for name, tensor in model.state_dict().items():
-        if ".lora_" in name:
+        if ".lora_" in name or name not in once:
             continue
         layer = layers.get(name.removesuffix(".base_layer.weight"))
         if layer is not None:
@@ -137,5 +139,6 @@ def merge(model, folder: str) -> torch.nn.Module:
         return adapted.merge_and_unload()
     merged = dict(plain_weights(adapted.base_model.model, model.dtype))
     model = adapted.unload()
-    model.load_state_dict(merged)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(merged[name])
     return model

@@ -40,10 +40,11 @@ MAX_ROUNDINGS = 4
 MAX_ROUNDINGS_SIGNED = 1.5
 
 
-async def check_model(policy, engine, checkpointing: bool = False) -> str:
+async def check_model(policy, engine, checkpointing: bool = False, learns: bool = False) -> str:
     """Take the first way in which all agree. Returns a line about it.
 
-    Raises UserError if there is none, or if the weights or the tokenizer can't be right.
+    Raises UserError if there is none, if the weights or the tokenizer can't be right, or if it
+    learns and the engine does not get the new weights.
     """
     check_weights(policy)
     if checkpointing:
@@ -61,10 +62,41 @@ async def check_model(policy, engine, checkpointing: bool = False) -> str:
         set_way(policy, engine, way)
         why, gap = await disagreement(policy, engine, checkpointing)
         if not why:
+            if learns:
+                await check_updates(policy, engine)
             agree = f"sampler, trainer and the model itself agree ({gap:.1g} nats)"
             return f"{agree}; {way.name}, as {problem}" if problem else agree
         problem = problem or why
     raise UserError(f"--model {policy.path}: {why}. --skip-check goes on with wrong numbers")
+
+
+async def check_updates(policy, engine) -> None:
+    """Refuse an engine to which other weights don't get, for the order in which it stores them.
+
+    All weights are halved, and doubled again: both are exact.
+    """
+    if getattr(engine, "model", None) is policy.model:
+        return
+    try:
+        scale_weights(policy.model, 0.5)
+        engine.update_weights(iterate_weights(policy.model, policy.dtype))
+        why, _ = await disagreement(policy, engine, False)
+        scale_weights(policy.model, 2)
+        engine.update_weights(iterate_weights(policy.model, policy.dtype))
+    except EngineError as error:
+        why = str(error)
+    if why:
+        raise UserError(
+            f"--model {policy.path}: new weights don't get to the engine ({why}). "
+            "--skip-check goes on with wrong numbers"
+        )
+
+
+@torch.no_grad()
+def scale_weights(model, factor: float) -> None:
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.mul_(factor)
 
 
 def check_weights(policy) -> None:

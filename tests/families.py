@@ -99,8 +99,8 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def make(family: str, folder: pathlib.Path) -> None:
-    """Write a random model of `family`."""
+def make(family: str, folder: pathlib.Path, **changes) -> None:
+    """Write a random model of `family`. changes: of its config."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
     model_type, extra = FAMILIES[family]
     tokens = {
@@ -115,7 +115,7 @@ def make(family: str, folder: pathlib.Path) -> None:
         small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
         extra["vision_config"] = {**small, "num_hidden_layers": 1, "image_size": 28}
         shape = {}
-    config = AutoConfig.for_model(model_type, **shape, **tokens, **extra)
+    config = AutoConfig.for_model(model_type, **{**shape, **tokens, **extra, **changes})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 
+import families
 import pytest
 import torch
 from conftest import ROOT, SMALL_RUN, grow, lines, prompts
@@ -217,3 +218,20 @@ def test_a_lora_adapter_on_vllm(tmp_path):
     command = [sys.executable, ROOT / "eval.py", *flags, "--modes", "single"]
     process = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("family, agrees", [("Gemma 2", True), ("gpt-oss", False)])
+def test_a_family_whose_weights_it_can_not_take_is_refused(family, agrees, tmp_path):
+    """Gemma's tied head has no name of its own in vLLM. gpt-oss's experts stay as they were, on a
+    CPU, without a word."""
+    families.make(family, tmp_path, head_dim=32)  # vLLM has no smaller ones on a CPU
+    command = [sys.executable, "train.py", "--engine", "vllm", "--gpu-memory", "0.35"]
+    command += ["--model", str(tmp_path), *SMALL_RUN, "--steps", "1", "--max-length", "1024"]
+    process = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True
+    )
+    if agrees:
+        assert process.returncode == 0, process.stderr[-500:]
+    else:
+        assert process.returncode == 2, process.stderr[-500:]
+        assert "new weights don't get to the engine" in process.stderr

@@ -96,6 +96,21 @@ def test_a_sampler_of_other_numbers_is_refused_in_bf16(zoo):
         asyncio.run(check_model(policy, Off(policy)))
 
 
+def test_an_engine_that_new_weights_do_not_reach_is_refused(zoo):
+    class Deaf(HFEngine):
+        def update_weights(self, weights):
+            list(weights)
+
+    policy = Policy(str(zoo / "Llama"))
+    before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    asyncio.run(check_model(policy, Deaf(policy, own_weights=True)))
+    asyncio.run(check_model(policy, HFEngine(policy, own_weights=True), learns=True))
+    with pytest.raises(UserError, match="new weights don't get to the engine .*sampler by"):
+        asyncio.run(check_model(policy, Deaf(policy, own_weights=True), learns=True))
+    for name, weight in policy.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
 def test_the_engine_never_samples_asleep(zoo, monkeypatch):
     """BLOOM fails in the fast way, in the middle of the check."""
     monkeypatch.setattr(model_check, "is_on_gpu", lambda policy: True)
