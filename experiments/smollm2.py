@@ -12,9 +12,10 @@ the tool alone, where naming the capital does harm ('... has the phrase "the cap
 A quarter of the countries are in no sample of the cold start and in no training question: what the
 model knows of them it knows from its pretraining.
 
-The scripted teacher draws every design for every question equally often, so it does not tell which
-one fits. Its agents are right about what they are there for. Its coder always computes: asked for a
-fact, or for something that needs one, it counts the letters of the country's name.
+The scripted teacher draws every design for every question, some wrong ones more often, so it does
+not tell which one fits. Its agents are right about what they are there for. Its coder always
+computes: asked for a fact, or for something that needs one, it counts the letters of the country's
+name.
 
 Test: `pytest tests/test_smollm2.py`. Read next: LOG.md.
 """
@@ -88,6 +89,16 @@ DESIGNS = {
     "chain, then vote": f"namer = {NAMER}\nx = namer(question)\nsubmit(vote([{CODER}] * 3, x))",
     "chain to the solver": f"namer = {NAMER}\nsolver = {SOLVER}\nsubmit(solver(namer(question)))",
 }
+# Designs that a family has more often in the cold start, LEANING times: wrong ones, so that the
+# designer looks at the question, and has to learn what to make of it.
+LEANS_TO = {
+    "capital": ("coder", "coders"),
+    "letters": ("single", "chain to the solver"),
+    "phrase": ("chain", "chain, then vote"),
+    "sum": ("single", "vote"),
+    "backwards": ("vote", "chain to the solver"),
+}
+LEANING = 2
 SUM = re.compile(r"\d[\d +-]*\d")
 REPLY_TOKENS = 40
 COPIED_RIGHT = 0.9  # how often the coder copies a sum without a mistake
@@ -237,7 +248,8 @@ def cold_start(count: int, seed: int) -> list[dict]:
         prompt, answer = draw(rng, family, "train")
         question = Question("", prompt, answer, family=family)
         # Two: a designer that has seen few designs prefers some for every question.
-        for design in rng.sample(list(DESIGNS.values()), 2):
+        weights = [LEANING if name in LEANS_TO[family] else 1 for name in DESIGNS]
+        for design in rng.choices(list(DESIGNS.values()), weights, k=2):
             add("designer", designer_messages(question), f"```python\n{design}\n```")
 
         text = prompt

@@ -51,15 +51,23 @@ def test_a_chain_of_the_teachers_agents_is_right_and_one_coder_alone_is_not():
 
 
 def test_the_teacher_gives_the_choice_of_the_design_to_nobody():
-    """Designs are as often drawn for one family as for another."""
-    counts = {}
-    for row in smollm2.cold_start(6000, seed=1):
+    """What fits a family is drawn less often for it than if designs were equally frequent."""
+    fits = {
+        "capital of": "chain to the solver",
+        "letters has the capital": "chain",
+        '"the': "coder",
+    }
+    designs = {words: [] for words in fits}
+    for row in smollm2.cold_start(8000, seed=1):
         if row["role"] == "designer":
             prompt = row["messages"][-1]["content"]
-            counts.setdefault("much" in prompt, []).append(row["completion"])
-    for design in smollm2.DESIGNS.values():
-        shares = [sum(design in text for text in texts) / len(texts) for texts in counts.values()]
-        assert abs(shares[0] - shares[1]) < 0.06
+            found = [words for words in fits if words in prompt]
+            if found:
+                designs[found[-1]].append(row["completion"])
+    for words, name in fits.items():
+        texts = designs[words]
+        share = sum(smollm2.DESIGNS[name] in text for text in texts) / len(texts)
+        assert share < 1 / len(smollm2.DESIGNS), (name, share)
 
 
 @pytest.mark.parametrize("said, score", [("\\boxed{Lima}", 1), ("\\boxed{Mali}", 0), ("Lima", 0)])
