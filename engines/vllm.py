@@ -256,7 +256,8 @@ class VLLMEngine:
         if self.is_asleep:
             torch.cuda.empty_cache()
             self.engine.wake_up(["weights"])
-        in_files = self.as_in_files(weights)
+        (has_head,) = self.engine.apply_model(lambda model: hasattr(model, "lm_head"))
+        in_files = self.as_in_files(weights, has_head)
         try:
             self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": in_files})
         except Exception as error:  # boundary to vLLM: families differ in what they can take
@@ -270,10 +271,13 @@ class VLLMEngine:
         if not self.engine.reset_prefix_cache():
             raise EngineError("vLLM's prefix cache could not be emptied: a request was running")
 
-    def as_in_files(self, weights):
+    def as_in_files(self, weights, has_head: bool):
         """(name, tensor) in the engine's dtype, as a checkpoint has them: of a mixture of experts
-        it has every expert's own, where the model has one tensor."""
+        it has every expert's own, where the model has one tensor. A head that is tied to the
+        embeddings is sent where vLLM has one, too."""
         for name, tensor in weights:
+            if name == "lm_head.weight" and not has_head:
+                continue
             tensor = tensor.detach().to(self.policy.dtype)
             yield from revert_weight_conversion(self.policy.model, {name: tensor}).items()
 

@@ -75,15 +75,13 @@ def adapted_layers(model) -> dict[str, torch.nn.Module]:
 
 @torch.no_grad()
 def plain_weights(model, dtype: torch.dtype | None = None):
-    """(name, tensor) of a model as if it had never had an adapter, one after another; tied ones
-    once, as in a checkpoint.
+    """(name, tensor) of a model as if it had never had an adapter, one after another.
 
     dtype: of the weights that have one.
     """
     layers = adapted_layers(model)
-    once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     for name, tensor in model.state_dict().items():
-        if ".lora_" in name or name not in once:
+        if ".lora_" in name:
             continue
         layer = layers.get(name.removesuffix(".base_layer.weight"))
         if layer is not None:

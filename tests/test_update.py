@@ -235,7 +235,7 @@ update = subject.update(batch([1.0, -1.0, 0.5, -0.5] * 5))
 assert update["grad_norm"] > 0 and update["skipped"] == 0, update
 shapes = {name: tensor.shape for name, tensor in iterate_weights(policy.model)}
 plain = Policy(folder).model
-assert shapes == {name: tensor.shape for name, tensor in plain.named_parameters()}
+assert shapes == {name: tensor.shape for name, tensor in plain.state_dict().items()}
 state = gather_state(policy.model, subject.optimizer, True)
 assert len(state["optimizer"]["state"]) == len(state["weights"]) == len(list(plain.parameters()))
 """
