@@ -304,6 +304,27 @@ def samples_to_keep(config: Config, tree: Tree) -> list[dict]:
     return list(rows.values())
 
 
+async def open_teacher(config: Config) -> tuple:
+    """(engine, policy) of --teacher. A server is both. Raises UserError."""
+    if is_server(config.teacher):
+        from engines.openai_api import ChatEngine
+
+        server = ChatEngine(config.teacher, config.teacher_model)
+        return server, server
+    dtype = cli.load_dtype(config.dtype)
+    policy = Policy(
+        cli.model_path(config.teacher),
+        cli.load_device(),
+        dtype=dtype,
+        load_device="cpu" if config.engine == "vllm" else None,  # vLLM has its own weights
+        weights_dtype=dtype,
+    )
+    engine = open_engine(config.engine, policy, gpu_memory=0.8)
+    if not config.skip_check:
+        await check_model(policy, engine)
+    return engine, policy
+
+
 async def collect(config: Config, out: pathlib.Path) -> int:
     """Sample from the teacher, and append what ended right to `out`, question by question.
 
@@ -313,21 +334,7 @@ async def collect(config: Config, out: pathlib.Path) -> int:
     questions = tasks.load(config.tasks, "train", config.seed, config.questions, config.data_dir)
     progress = out.with_name(out.name + ".progress")
     done, count = resume_collection(config, out, progress)
-    if is_server(config.teacher):
-        from engines.openai_api import ChatEngine
-
-        engine = policy = ChatEngine(config.teacher, config.teacher_model)
-    else:
-        policy = Policy(
-            cli.model_path(config.teacher),
-            cli.load_device(),
-            dtype=cli.load_dtype(config.dtype),
-            load_device="cpu" if config.engine == "vllm" else None,  # vLLM has its own weights
-            weights_dtype=cli.load_dtype(config.dtype),
-        )
-        engine = open_engine(config.engine, policy, gpu_memory=0.8)
-        if not config.skip_check:
-            await check_model(policy, engine)
+    engine, policy = await open_teacher(config)
     todo = [question for question in questions if unique_name(question) not in done]
     failure = ""
     async with Sandbox() as sandbox:

@@ -74,8 +74,11 @@ ARMS |= SECOND
 # Learning rates, on seeds that no comparison has.
 RATES = ("1.5e-4", "5e-4", "1.5e-3")
 RATED = (
-    *("stagewise", "coupled", "designer, frozen executor"),
-    *("stagewise, 6 updates", "coupled, 6 updates"),
+    "stagewise",
+    "coupled",
+    "designer, frozen executor",
+    "stagewise, 6 updates",
+    "coupled, 6 updates",
 )
 DEVELOPMENT = {
     f"{arm}, lr {rate}": f"{ARMS[arm]} --lr {rate}".strip() for arm in RATED for rate in RATES
@@ -396,9 +399,8 @@ def rates(results: dict) -> str:
     for arm in RATED:
         cells = []
         for rate in RATES:
-            finals = [
-                final(row, column=TEMPERATURE_0) for row in rows_of(results, f"{arm}, lr {rate}")
-            ]
+            rows = rows_of(results, f"{arm}, lr {rate}")
+            finals = [final(row, column=TEMPERATURE_0) for row in rows]
             cells.append(", ".join(f"{score:.2f}" for score in finals))
         if any(cells):
             lines.append(f"| {arm} | {' | '.join(cells)} |")

@@ -345,9 +345,12 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(config.results).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     arms = [config.arm] if config.arm else arms_of(config.claim)
-    seeds, path = range(config.seeds), folder / "runs.jsonl"
+    seeds = range(config.seeds)
+    path = folder / "runs.jsonl"
     if config.develop:
-        arms, seeds, path = [*DEVELOPMENT], DEVELOPMENT_SEEDS, folder / "development.jsonl"
+        arms = [*DEVELOPMENT]
+        seeds = DEVELOPMENT_SEEDS
+        path = folder / "development.jsonl"
     done = read(path)
     todo = [(arm, seed) for seed in seeds for arm in arms if (arm, seed) not in done]
     log.info(f"{len(arms)} arms, {len(seeds)} seeds: {len(todo)} runs to do")

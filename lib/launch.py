@@ -34,8 +34,8 @@ from lib.ways import set_attention, set_way
 from policy import CompletionLogprobs, Policy
 from sandbox import Sandbox
 
-# Above it, all weights of a real model are destroyed; the default is the tiny model's.
-LARGE_LR, LARGE_MODEL = 1e-4, 50_000_000
+LARGE_LR = 1e-4  # the default is the tiny model's; above this, a real model is destroyed
+LARGE_MODEL = 50_000_000  # parameters
 
 # What may change when a run is resumed: nothing that changes what it learns.
 FREE_FLAGS = {

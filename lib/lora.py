@@ -101,8 +101,8 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype | None, name: str) -> torch
         return tensor if dtype is None else tensor.to(dtype)
     number = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
     # Multiples of the golden ratio, but for their whole part, are spread evenly from 0 to 1.
-    spread = (number * GOLDEN_RATIO + zlib.crc32(name.encode())) % (1 << 32) >> 16
-    # The upper half of an fp32's bits is a bf16.
+    spread = ((number * GOLDEN_RATIO + zlib.crc32(name.encode())) % (1 << 32)) >> 16
+    # The upper half of an fp32's bits is a bf16: what is added to the lower half may carry into it.
     bits = (tensor.float().view(torch.int32) + spread.int()) & -(1 << 16)
     return bits.view(torch.float32).bfloat16()
 
