@@ -43,7 +43,6 @@ import tasks
 from config import is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
-from engines import open_engine
 from engines.openai_api import ChatEngine, open_server
 from executor import Runtime
 from lib import cli, plugins
@@ -51,15 +50,13 @@ from lib.cli import log
 from lib.errors import InfrastructureError, UserError
 from lib.files import atomic_write
 from lib.metrics import eval_score, unique_name
-from lib.model_check import check_model
+from lib.model_check import open_to_sample
 from lib.plots import draw_front
 from lib.prices import at_price, front, name_at
 from lib.replay import replay_calls, without_agents
 from lib.shapes import read_shapes
 from lib.statistics import Result, record, summarise, table
 from lib.votes import read_answers
-from lib.ways import FAST
-from policy import Policy
 from rollout import Rollout, stack_rewards
 from sandbox import Sandbox
 
@@ -328,20 +325,9 @@ async def load(config: Config, model: str, kind: str) -> tuple:
     if is_server(model):
         server = open_server(model)
         return server, server
-    policy = Policy(
-        cli.model_path(model),
-        cli.load_device(),
-        config.max_length,
-        cli.load_dtype(config.dtype),
-        load_device="cpu" if kind == "vllm" else None,  # vLLM has weights of its own
-        weights_dtype=cli.load_dtype(config.dtype),
+    return await open_to_sample(
+        model, kind, config.dtype, config.max_length, config.gpu_memory, config.skip_check
     )
-    engine = open_engine(kind, policy, gpu_memory=config.gpu_memory)
-    if not config.skip_check:
-        said = await check_model(policy, engine)
-        if policy.way is not FAST:
-            log.info(f"{model}: {said}")
-    return engine, policy
 
 
 async def ask(config: Config, rollout: Rollout) -> None:

@@ -37,7 +37,6 @@ import designer
 import tasks
 from config import is_server
 from data_types import Budget, Sample, Tree
-from engines import open_engine
 from engines.hf import HFEngine
 from executor import Runtime
 from lib import cli, distributed, lora, plugins, selection
@@ -45,7 +44,7 @@ from lib.cli import log
 from lib.errors import InfrastructureError, PromptTooLong, UserError
 from lib.files import atomic_write, complete_lines, read_jsonl
 from lib.metrics import unique_name
-from lib.model_check import check_model
+from lib.model_check import check_model, open_to_sample
 from lib.prefix_sharing import collate_rows, make_row, make_rows, micro_batches
 from lib.shapes import read_shapes, write_shapes
 from lib.ways import set_training
@@ -311,18 +310,9 @@ async def open_teacher(config: Config) -> tuple:
 
         server = ChatEngine(config.teacher, config.teacher_model)
         return server, server
-    dtype = cli.load_dtype(config.dtype)
-    policy = Policy(
-        cli.model_path(config.teacher),
-        cli.load_device(),
-        dtype=dtype,
-        load_device="cpu" if config.engine == "vllm" else None,  # vLLM has its own weights
-        weights_dtype=dtype,
+    return await open_to_sample(
+        config.teacher, config.engine, config.dtype, skip_check=config.skip_check
     )
-    engine = open_engine(config.engine, policy, gpu_memory=0.8)
-    if not config.skip_check:
-        await check_model(policy, engine)
-    return engine, policy
 
 
 async def collect(config: Config, out: pathlib.Path) -> int:

@@ -101,6 +101,8 @@ LEANS_TO = {
 LEANING = 2
 SUM = re.compile(r"\d[\d +-]*\d")
 REPLY_TOKENS = 40
+SOLVER_SHARE = 0.3  # of the executor's samples from a question; the others are the coder's
+SOLVER_SHARE_OF_FACTS = 0.7  # the same where it is asked for a fact
 COPIED_RIGHT = 0.9  # how often the coder copies a sum without a mistake
 NAMER_COPIED_RIGHT = 0.5  # the same of the namer, who is there for names
 
@@ -219,8 +221,16 @@ def computed(rng: random.Random, text: str) -> str:
     return f'len("{name[1]}".replace(" ", ""))'
 
 
+def solved(rng: random.Random, question: Question) -> str:
+    """The solver's reply, without the tool. Facts in the words of pretraining: so it knows them."""
+    answer = f"\\boxed{{{guess(rng, question)}}}"
+    if question.family == "capital":
+        return question.prompt.replace("What is the", "The").replace("?", f" is {answer}.")
+    return answer
+
+
 def guess(rng: random.Random, question: Question) -> str:
-    """What the solver says without the tool: it knows facts alone."""
+    """The solver's answer: right about facts alone."""
     if question.family == "capital":
         return question.answer
     if question.family == "letters":
@@ -256,9 +266,8 @@ def cold_start(count: int, seed: int) -> list[dict]:
         if rng.random() < 0.4:
             text = with_names(rng, prompt)
             add("executor", messages_to("Put names in place of descriptions.", prompt), text)
-        if rng.random() < 0.3:
-            said = f"\\boxed{{{guess(rng, question)}}}"
-            add("executor", messages_to("Solve the question.", prompt), said)
+        if rng.random() < (SOLVER_SHARE_OF_FACTS if family == "capital" else SOLVER_SHARE):
+            add("executor", messages_to("Solve the question.", prompt), solved(rng, question))
         else:
             messages = messages_to("Solve it with Python.", text, ("python",))
             expression = computed(rng, text)

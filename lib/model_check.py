@@ -22,11 +22,14 @@ import torch
 
 import designer
 from data_types import Question, Sample
+from engines import open_engine
+from lib import cli
+from lib.cli import log
 from lib.distributed import all_reduce_max, iterate_weights
 from lib.errors import EngineError, PromptTooLong, UserError
 from lib.prefix_sharing import collate_rows, make_row
-from lib.ways import WAYS, attention_window, set_attention, set_training, set_way
-from policy import CompletionLogprobs
+from lib.ways import FAST, WAYS, attention_window, set_attention, set_training, set_way
+from policy import CompletionLogprobs, Policy
 
 SHARED = 72  # tokens that all prompts begin with: enough for the sampler to share them
 LENGTHS = (1, 9, 33)  # tokens of a prompt after them
@@ -38,6 +41,34 @@ MAX_GAP = 1e-3  # nats, of any token, in fp32
 # their signs, roundings cancel: 0.0 to 0.9.
 MAX_ROUNDINGS = 4
 MAX_ROUNDINGS_SIGNED = 1.5
+
+
+async def open_to_sample(
+    model: str,
+    kind: str,
+    dtype: str,
+    max_length: int = 0,
+    gpu_memory: float = 0.8,
+    skip_check: bool = False,
+) -> tuple:
+    """(engine, policy) of a model that nobody trains: checked, with weights as they compute.
+
+    kind: `--engine hf` or `vllm`. Raises UserError.
+    """
+    policy = Policy(
+        cli.model_path(model),
+        cli.load_device(),
+        max_length,
+        cli.load_dtype(dtype),
+        load_device="cpu" if kind == "vllm" else None,  # vLLM has weights of its own
+        weights_dtype=cli.load_dtype(dtype),
+    )
+    engine = open_engine(kind, policy, gpu_memory=gpu_memory)
+    if not skip_check:
+        said = await check_model(policy, engine)
+        if policy.way is not FAST:
+            log.info(f"{model}: {said}")
+    return engine, policy
 
 
 async def check_model(policy, engine, checkpointing: bool = False, learns: bool = False) -> str:
