@@ -142,10 +142,10 @@ class Config:
         return self.lr * (FINAL_LR + (1 - FINAL_LR) * cosine)
 
     @property
-    def players(self) -> dict[tuple[str, ...], str]:
+    def models(self) -> dict[tuple[str, ...], str]:
         """Roles that share their weights -> the model they begin with, or a server's URL.
 
-        >>> Config(executor="http://host/v1").players
+        >>> Config(executor="http://host/v1").models
         {('executor',): 'http://host/v1', ('designer',): 'tiny'}
         """
         if self.design_by_hand is not None:

@@ -43,7 +43,7 @@ import tasks
 from config import is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
-from engines.openai_api import ChatEngine, open_server
+from engines.openai_api import ChatEngine
 from executor import Runtime
 from lib import cli, plugins
 from lib.cli import log
@@ -132,12 +132,18 @@ async def majority(rollout: Rollout, question: Question, executions) -> str | No
 async def record_votes(rollout: Rollout, tree: Tree) -> dict:
     """The record of self-consistency: M votes, each over k samples of one agent."""
     scores = []
+    votes = record(tree)
     for executions in tree.executions:
-        if any(execution.valid for execution in executions):
+        if not any(execution.valid for execution in executions):
+            continue
+        try:
             reply = await majority(rollout, tree.question, executions)
             reward = await rollout.reward_of(tree.question, reply) if reply else 0.0
+        except InfrastructureError as error:
+            votes["infra_errors"] += 1
+            votes["detail"] = str(error)
+        else:
             scores.append(eval_score(tree.question, reward))
-    votes = record(tree)
     k = len(tree.executions[0])
     for cost in ("calls", "tokens", "prompt_tokens"):  # a vote costs k samples
         known = [value for value in votes[cost] if value is not None]
@@ -322,9 +328,6 @@ async def load(config: Config, model: str, kind: str) -> tuple:
     if kind == "openai":
         server = ChatEngine(config.url, model)
         return server, server
-    if is_server(model):
-        server = open_server(model)
-        return server, server
     return await open_to_sample(
         model, kind, config.dtype, config.max_length, config.gpu_memory, config.skip_check
     )
@@ -342,7 +345,7 @@ async def ask(config: Config, rollout: Rollout) -> None:
         rewards, valid = stack_rewards([tree])
         advantages = (
             credit.designer_advantages(rewards, valid)[0],
-            credit.executor_advantages(rewards, valid)[0],
+            credit.executor_advantages(rewards, valid, group="question")[0],
         )
     if config.replays:
         replays = await replay_calls([tree], rollout, seed, config.replays)
@@ -394,6 +397,9 @@ def check(config: Config) -> None:
     cli.check_at_least(config, 0, "vote_tokens temperature replays")
     if config.replays and not (config.ask and config.gold):
         raise UserError("--replays needs --ask and --gold: credit is a difference in reward")
+    for model in (config.designer, config.executor):
+        if config.engine == "vllm" and model is not None and not is_server(model):
+            raise UserError("--engine vllm samples --model alone: leave out --designer, --executor")
     if config.vote_tokens == math.inf:
         raise UserError("--vote-tokens inf: must be a finite number")
     if config.ask is not None and not config.ask.strip():

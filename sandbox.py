@@ -341,7 +341,9 @@ class Sandbox:
         session.line = ours
         try:
             # It says "start" when it is about to run: then it gets its variables and its time.
-            await session.receive()
+            if await session.receive() is None:
+                await session.finish()
+                raise SandboxError("the run ended before its script began")
             session.seconds_left = limits.wall
             session.num_messages = 0
             await session.send(variables or {})
@@ -395,17 +397,20 @@ class Sandbox:
             )
         if self.level in PROTECTED_LEVELS:
             check_nothing_is_exposed()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.server = subprocess.Popen(
-            [*COMMAND, str(theirs.fileno()), self.level, str(ROOT / "mas.py")],
-            env=ENVIRONMENT,
-            cwd="/",
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        theirs.close()
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self.server = subprocess.Popen(
+                    [*COMMAND, str(theirs.fileno()), self.level, str(ROOT / "mas.py")],
+                    env=ENVIRONMENT,
+                    cwd="/",
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+        except OSError as error:
+            raise SandboxError(f"no process for the sandbox ({error.strerror})") from None
         self.control = ours
         ours.settimeout(20)
         ready, reason = b"", "the server did not start"

@@ -35,7 +35,6 @@ from transformers import AutoTokenizer
 
 import designer
 import tasks
-from config import is_server
 from data_types import Budget, Sample, Tree
 from engines.hf import HFEngine
 from executor import Runtime
@@ -69,8 +68,9 @@ class Config:
     out: str | None = None  # folder of the model, or file of the collected samples
 
     # Collecting
-    teacher: str = "tiny"  # folder, Hub id, or URL of an OpenAI chat API, up to and with /v1
-    teacher_model: str = "default"  # the model's name on that server
+    teacher: str = "tiny"
+    """Folder, Hub id, or URL of an OpenAI chat API, up to and with /v1, and #MODEL if it has more
+    than one."""
     tasks: str = "registry"  # sets whose training questions are asked
     questions: int = 100  # number of questions
     designs: int = 4  # designs per question
@@ -107,7 +107,7 @@ class Config:
 def fine_tune(policy: Policy, samples: list[Sample], config) -> list[float]:
     """AdamW with warm-up and linear decay on the completion tokens. Returns the losses.
 
-    config: steps, batch, lr, batch_tokens and seed of a Config.
+    config: steps, batch, lr, batch_tokens and seed of a Config. Raises UserError.
     """
     rng = random.Random(f"fine-tune {config.seed}")
     model = distributed.wrap(CompletionLogprobs(policy), policy, is_sharded=False)
@@ -126,6 +126,8 @@ def fine_tune(policy: Policy, samples: list[Sample], config) -> list[float]:
         if not batches:
             batches = draw_batches(rng, samples, config.batch)
         losses.append(accumulate_gradient(policy, model, batches.pop(0), config.batch_tokens))
+        if not math.isfinite(losses[-1]):
+            raise UserError(f"--lr {config.lr}: the loss is not finite; nothing was written")
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -166,11 +168,14 @@ def accumulate_gradient(policy: Policy, model, batch: list[Sample], max_tokens: 
 
 
 def encode(policy: Policy, rows: list[tuple], max_length: int) -> list[Sample]:
-    """(role, messages, completion) -> Sample. The end token ends the completion."""
+    """(role, messages, completion) -> Sample. The token that ends a turn ends the completion."""
     samples = []
+    end_id = policy.chat.turn_end(frozenset())
+    if end_id is None:  # the template's turns end in no special token
+        end_id = policy.tokenizer.eos_token_id
     for role, messages, completion in rows:
         ids = policy.tokenizer.encode(completion, add_special_tokens=False)
-        ids.append(policy.tokenizer.eos_token_id)
+        ids.append(end_id)
         with contextlib.suppress(PromptTooLong):
             samples.append(Sample(policy.render(messages), tuple(ids), (), 1.0, role))
     short = [sample for sample in samples if len(sample) <= max_length]
@@ -240,8 +245,6 @@ def train(config: Config) -> None:
     if not samples:
         raise UserError(f"--data {config.data}: no sample is left")
     losses = fine_tune(policy, samples, config)
-    if not math.isfinite(losses[-1]):
-        raise UserError(f"--lr {config.lr}: the loss is not finite; nothing was written")
     losses_text = f"loss {losses[0]:.3f} -> {losses[-1]:.3f}"
     write(policy, out, f"{losses_text} in {config.steps} steps on {len(samples)} samples", rows)
 
@@ -287,7 +290,6 @@ def samples_to_keep(config: Config, tree: Tree) -> list[dict]:
         "family": tree.question.family,
         "tasks": config.tasks,
         "teacher": config.teacher,
-        "teacher_model": config.teacher_model,
         "seed": config.seed,
     }
     rows = {}
@@ -296,23 +298,12 @@ def samples_to_keep(config: Config, tree: Tree) -> list[dict]:
             continue
         samples = [("designer", designer.designer_messages(tree.question), design.text)]
         for call in execution.calls:
-            samples.append(("executor", list(call.messages), call.text))
+            if len(call.completion_ids) < config.reply_tokens:  # else it was cut off
+                samples.append(("executor", list(call.messages), call.text))
         for role, messages, completion in samples:
             row = {"role": role, "messages": messages, "completion": completion, **source}
             rows[json.dumps(row)] = row
     return list(rows.values())
-
-
-async def open_teacher(config: Config) -> tuple:
-    """(engine, policy) of --teacher. A server is both. Raises UserError."""
-    if is_server(config.teacher):
-        from engines.openai_api import ChatEngine
-
-        server = ChatEngine(config.teacher, config.teacher_model)
-        return server, server
-    return await open_to_sample(
-        config.teacher, config.engine, config.dtype, skip_check=config.skip_check
-    )
 
 
 async def collect(config: Config, out: pathlib.Path) -> int:
@@ -324,7 +315,9 @@ async def collect(config: Config, out: pathlib.Path) -> int:
     questions = tasks.load(config.tasks, "train", config.seed, config.questions, config.data_dir)
     progress = out.with_name(out.name + ".progress")
     done, count = resume_collection(config, out, progress)
-    engine, policy = await open_teacher(config)
+    engine, policy = await open_to_sample(
+        config.teacher, config.engine, config.dtype, skip_check=config.skip_check
+    )
     todo = [question for question in questions if unique_name(question) not in done]
     failure = ""
     async with Sandbox() as sandbox:
@@ -392,7 +385,7 @@ def select_samples(config: Config, out: pathlib.Path) -> None:
 
 def resume_collection(config: Config, out: pathlib.Path, progress: pathlib.Path) -> tuple[set, int]:
     """(questions that are done, samples that are there). Raises UserError."""
-    settings = json.dumps([config.tasks, config.teacher, config.teacher_model, config.seed])
+    settings = json.dumps([config.tasks, config.teacher, config.seed])
     lines = list(complete_lines(progress)) if progress.exists() else []
     is_other = lines and lines[0] != settings
     if is_other or (out.exists() and not lines):

@@ -73,13 +73,13 @@ class Learner:
         prepared = []
         for minibatch in minibatches:
             micro_batches = make_micro_batches(minibatch.samples, self.max_tokens, self.policy)
-            if len(minibatches) > 1:  # the ratio refers to the policy before the first step
+            if len(minibatches) > 1:  # of the policy before the first step
                 for micro_batch in micro_batches:
                     micro_batch.keep_old_logprobs(self.model)
             prepared.append((minibatch, micro_batches))
         grad_norms = [self.step(minibatch, parts, stats) for minibatch, parts in prepared]
         if prepared:
-            check_alive(self, micro_batches[-1])
+            check_alive(self, prepared[-1][1][-1])
         num_trained = sum(minibatch.num_trained for minibatch in minibatches)
         return {
             **stats.means(len(minibatches), num_trained),
@@ -109,7 +109,7 @@ class Learner:
         logprobs_K, entropy_K = self.model(batch)
         sampler_logprobs_K, advantages_K = micro_batch.per_token(logprobs_K)
         weights_K = minibatch.weights_K(micro_batch.samples, logprobs_K)
-        if micro_batch.old_logprobs_K is None:  # the first step, or the only one
+        if micro_batch.old_logprobs_K is None:  # one mini-batch: no step yet
             micro_batch.old_logprobs_K = logprobs_K.detach()
         trainer_logprobs_K = micro_batch.old_logprobs_K
 
@@ -161,19 +161,20 @@ class Trainer:
         self.questions, self.heldout_questions = launch.load_questions(config, TRAIN_QUESTIONS)
         self.players, self.learners = {}, []  # role -> (engine, policy); those that learn
         folders = checkpoint.folders(out, config)
-        for roles, model in config.players.items():
-            engine, policy = launch.load(config, roles, folders.get(roles), device, self.questions)
+        for roles, model in config.models.items():
+            folder = folders.get(roles)
+            engine, policy = launch.load(config, roles, folder, device, self.questions)
             self.players |= dict.fromkeys(roles, (engine, policy))
             if config.learns(roles):
                 learner = Learner(config, policy, engine, roles)
                 self.learners.append(learner)
-                if folders[roles]:
-                    self.step = checkpoint.restore(checkpoint.read(folders[roles]), learner)
+                if folder:
+                    self.step = checkpoint.restore(checkpoint.read(folder), learner)
         self.fixed_design = launch.hand_designs(config).get(config.design_by_hand)
         self.shown = read_shapes(config.designer or config.model)
         self.engines = list(dict.fromkeys(engine for engine, _ in self.players.values()))
         self.clock = metrics.Clock(self.engines)
-        self.best_accuracy = -1.0  # held out, at temperature 0; the start's is the first
+        self.best_accuracy = -1.0  # held out, at temperature 0
         self.records = Records(out, config, self.step, is_writer=rank == 0)
 
     async def train_step(self, step: int) -> dict:
@@ -191,6 +192,7 @@ class Trainer:
         self.clock.lap("rollout")
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
         launch.check_infrastructure(trees, self)
+        self.clock.lap("ranks")
 
         # 4-5. Credit
         designer_adv_Q_M = credit.designer_advantages(rewards_Q_M_N, valid_Q_M_N)

@@ -19,6 +19,7 @@ import sys
 import threading
 
 from lib.answers import final_answer
+from lib.errors import SandboxError
 
 WORKER = pathlib.Path(__file__).with_name("math_worker.py")
 MAX_ANSWER_CHARS = 2000  # or twice as many as the gold answer has
@@ -121,7 +122,10 @@ def grade_rg(question, text: str) -> float:
     if generator in EVALUATED and not is_plain(answer):
         return 0.0
     entry = {key: value for key, value in question.entry.items() if key != "generator"}
-    return float(reasoning_gym.get_score_answer_fn(generator)(answer, entry))
+    try:
+        return float(reasoning_gym.get_score_answer_fn(generator)(answer, entry))
+    except Exception:  # boundary: some scorers raise what they like where an answer is not of
+        return 0.0  # the kind that they expect
 
 
 def is_plain(answer: str) -> bool:
@@ -155,22 +159,27 @@ class MathWorker:
         self.lock = threading.Lock()
 
     def check(self, gold: str, answer: str) -> bool:
-        """Whether two LaTeX texts are the same answer. Raises RuntimeError without math-verify."""
+        """Whether two LaTeX texts are the same answer. Raises SandboxError."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self.start()
             return self.ask([gold, answer], self.seconds) is True
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)],  # -P: our datasets.py must not shadow a package
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        # -P: our datasets.py must not shadow a package.
+        command = [sys.executable, "-P", str(WORKER)]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SandboxError(f"no process for math-verify ({error.strerror})") from None
         if self.ask(None, START_SECONDS) is not False:
-            raise RuntimeError("the math-verify worker does not start; is math-verify installed?")
+            raise SandboxError("the math-verify worker does not start; is math-verify installed?")
 
     def ask(self, question: list | None, seconds: float) -> bool | None:
         """The worker's answer; None if it is too slow, or dead."""

@@ -21,6 +21,7 @@ import time
 from data_types import Completion
 from lib.errors import EngineError, PromptTooLong, UserError
 
+LEAST_ROOM = 16  # tokens of a completion: a prompt that leaves fewer is too long
 MAX_SEED = 1 << 31  # servers take no larger one
 
 
@@ -101,6 +102,7 @@ class ChatEngine:
                 spread = random.uniform(0.75, 1.25)  # not all at the same moment
                 await asyncio.sleep(self.pause * 2 ** (attempt - 1) * spread)
             started = time.monotonic()
+            is_too_much = False
             sent = self.extra_body
             try:
                 async with self.gate:
@@ -116,12 +118,16 @@ class ChatEngine:
                 return self.completion(answer)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if "context" in str(error).lower() or "maximum" in str(error).lower():
-                    raise PromptTooLong(str(error)[:200]) from None
-                if sent and "chat_template_kwargs" in str(error):
+                    if max_tokens <= LEAST_ROOM:
+                        raise PromptTooLong(str(error)[:200]) from None
+                    is_too_much = True
+                elif sent and "chat_template_kwargs" in str(error):
                     self.extra_body = {}
                     problem = str(error)[:200]
                     continue
-                raise EngineError(f"the server refuses the request: {str(error)[:200]}") from None
+                else:
+                    refusal = str(error)[:200]
+                    raise EngineError(f"the server refuses the request: {refusal}") from None
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 problem = f"{str(error)[:200]} (OPENAI_API_KEY)"
                 raise EngineError(f"the server refuses the key: {problem}") from None
@@ -136,6 +142,8 @@ class ChatEngine:
                 problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             finally:
                 self.seconds += time.monotonic() - started
+            if is_too_much:  # some servers refuse what the prompt and max_tokens are together
+                return await self.sample(prompt_ids, max_tokens // 2, seed, temperature)
         raise EngineError(f"the server gave no answer in {self.tries} tries: {problem}")
 
     def completion(self, answer) -> Completion:

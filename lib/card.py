@@ -9,7 +9,7 @@ import subprocess
 
 from lib.cli import ROOT, flag_name
 from lib.files import atomic_write, complete_lines
-from lib.metrics import start_of
+from lib.metrics import net_accuracy, start_of
 
 CARD = """\
 ---
@@ -55,8 +55,8 @@ def card(config: dict, base: str, evaluated: list[dict], run: str, name: str) ->
         evaluated: those rows of metrics.jsonl that have an evaluation.
         name: "checkpoint" or "best".
     """
-    best = max(evaluated[1:], key=lambda row: row["eval_greedy"], default=None)
-    last = best if name == "best" else (evaluated[1:] or [None])[-1]
+    ends = [row for row in evaluated if row is not evaluated[0] or "eval_start" in row]
+    last = max(ends, key=net_accuracy, default=None) if name == "best" else (ends or [None])[-1]
     facts = {"questions": config["tasks"], "commit": commit()}
     if evaluated:
         before = start_of(evaluated[0])["eval_greedy"]

@@ -18,7 +18,7 @@ from dataclasses import asdict
 
 import torch
 
-from lib.distributed import gather_state, restore_optimizer
+from lib.distributed import gather_optimizer, gather_weights, restore_optimizer
 from lib.errors import UserError
 from lib.shapes import copy_shapes
 
@@ -35,37 +35,38 @@ def save(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -
         UserError: the disk is full; the old checkpoint stays in place.
     """
 
-    def write(folder: pathlib.Path, learner, state: dict) -> None:
-        trainer_state = {
-            "optimizer": state["optimizer"],
+    trainer_states = [
+        {
+            "optimizer": gather_optimizer(
+                learner.policy.model, learner.optimizer, learner.is_sharded
+            ),
             "rng": torch.get_rng_state(),
             "step": step,
             "config": asdict(learner.config),
         }
-        torch.save(trainer_state, folder / "trainer.pt")
-
-    write_folder(out, "checkpoint", learners, step, is_writer, write)
+        for learner in learners
+    ]
+    write_folder(out, "checkpoint", learners, trainer_states, step, is_writer)
 
 
 def save_best(out: pathlib.Path, learners: list, step: int, is_writer: bool = True) -> None:
     """Write `out`/best, the models alone. Collective and raises UserError, as `save`."""
-    write_folder(out, "best", learners, step, is_writer, lambda *_: None)
+    write_folder(out, "best", learners, [None] * len(learners), step, is_writer)
 
 
-def write_folder(out, name: str, learners: list, step: int, is_writer: bool, write) -> None:
-    """The models beside what was there, with what `write` adds, and then in its place."""
-    states = [
-        gather_state(learner.policy.model, learner.optimizer, learner.is_sharded)
-        for learner in learners
-    ]
+def write_folder(out, name: str, learners: list, trainer_states: list, step, is_writer) -> None:
+    """The models beside what was there, and then in its place; None: without a trainer's state."""
+    weights = [gather_weights(learner.policy.model, learner.is_sharded) for learner in learners]
     if not is_writer:
         return
     new, current, old = (out / f"{name}{end}" for end in (".new", "", ".old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
-        for folder, learner, state in zip((new, new / "designer"), learners, states):
-            learner.policy.save(folder, state["weights"])
-            write(folder, learner, state)
+        folders = new, new / "designer"
+        for folder, learner, own, state in zip(folders, learners, weights, trainer_states):
+            learner.policy.save(folder, own)
+            if state is not None:
+                torch.save(state, folder / "trainer.pt")
             copy_shapes(learner.config.model_of(learner.roles), folder)
             sync_files(folder)
     except Exception as error:  # boundary to libraries: a full disk has four names in theirs
@@ -100,7 +101,7 @@ def find(out: pathlib.Path) -> pathlib.Path | None:
 def folders(out: pathlib.Path, config) -> dict[tuple[str, ...], pathlib.Path | None]:
     """Roles that learn the same weights -> the folder to resume these from; None: a new run."""
     folder = find(out) if config.resume else None
-    learning = [roles for roles in config.players if config.learns(roles)]
+    learning = [roles for roles in config.models if config.learns(roles)]
     places = (folder, folder and folder / "designer")
     return dict(zip(learning, places))
 

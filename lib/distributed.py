@@ -120,23 +120,26 @@ def iterate_weights(model, dtype: torch.dtype | None = None):
         yield name, full_tensor(tensor)
 
 
-def gather_state(model, optimizer, is_sharded: bool) -> dict:
-    """What a checkpoint holds of a model: optimizer state, and the weights where they are parts.
-
-    Collective with --shard; the weights are complete on rank 0 alone.
-    """
+def gather_optimizer(model, optimizer, is_sharded: bool) -> dict:
+    """The optimizer's state for a checkpoint. Collective with --shard; complete on rank 0 alone."""
     if not is_sharded:
-        return {"weights": None, "optimizer": optimizer.state_dict()}
+        return optimizer.state_dict()
+    from torch.distributed.checkpoint import state_dict as dcp  # takes a second to import
+
+    options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dcp.get_optimizer_state_dict(model, optimizer, options=options)
+
+
+def gather_weights(model, is_sharded: bool) -> dict | None:
+    """The weights where they are parts, else None. Collective; complete on rank 0 alone."""
+    if not is_sharded:
+        return None
     weights = {}
     for name, part in model.named_parameters():  # tied weights once, as in a Hugging Face folder
         tensor = full_tensor(part.detach())
         if dist.get_rank() == 0:
             weights[name] = tensor.cpu()
-    from torch.distributed.checkpoint import state_dict as dcp  # takes a second to import
-
-    options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    optimizer_state = dcp.get_optimizer_state_dict(model, optimizer, options=options)
-    return {"weights": weights, "optimizer": optimizer_state}
+    return weights
 
 
 def restore_optimizer(model, optimizer, optimizer_state: dict, is_sharded: bool) -> None:

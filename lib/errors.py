@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Bad input of the user: shown as one line, exit code 2."""
 
 
+class RankError(UserError):
+    """What other ranks may not know of: the rank that has it says so."""
+
+
 class PromptTooLong(ValueError):
     """The prompt leaves no room in the context. Nothing is ever cut off in silence."""
 
@@ -22,6 +26,10 @@ class InfrastructureError(RuntimeError):
 
 class EngineError(InfrastructureError):
     """The engine failed."""
+
+
+class AllRanksStop(EngineError):
+    """The engine or the sandbox failed, and all ranks know."""
 
 
 class SandboxError(InfrastructureError):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import tasks
 from data_types import Tree
 from lib.distributed import all_gather, world_size
+from lib.launch import check_infrastructure
 from lib.metrics import by_family, design_metrics, execution_stats, mean
 from lib.shapes import shape, shape_hash
 
@@ -24,15 +25,15 @@ async def evaluate_heldout(trainer) -> dict:
     """
     config = trainer.config
     is_end = trainer.step in (0, config.steps)
-    trees = await answer(trainer, trainer.fixed_design)
-    stats = valid_stats(trees)
-    greedy = valid_stats(await answer(trainer, trainer.fixed_design, temperature=0.0))
+    trees, stats, num_failed = await answer(trainer, trainer.fixed_design)
+    _, greedy, num_failed_greedy = await answer(trainer, trainer.fixed_design, temperature=0.0)
     designs = design_metrics(stats, trainer.shown)
     evaluation = {
         "eval_accuracy": mean(s.eval_score for s in stats),
         "eval_greedy": mean(s.eval_score for s in greedy),
         "eval_cost": mean(s.cost for s in greedy),
         "eval_valid_designs": mean(s.script_runs for s in stats),
+        "eval_infra_errors": num_failed + num_failed_greedy,
         "eval_families": by_family(stats),
         "eval_greedy_families": accuracy_by_family(greedy),
         **{f"eval_{name}": value for name, value in designs.items()},
@@ -45,24 +46,28 @@ async def evaluate_heldout(trainer) -> dict:
     for key, temperature in (("eval_fixed", 1.0), ("eval_fixed_greedy", 0.0)):
         evaluation[key], evaluation[f"{key}_families"] = {}, {}
         for name, script in tasks.designs_by_hand(config.tasks).items():
-            stats = valid_stats(await answer(trainer, script, temperature))
+            _, stats, _ = await answer(trainer, script, temperature)
             evaluation[key][name] = mean(s.eval_score for s in stats)
             evaluation[f"{key}_families"][name] = accuracy_by_family(stats)
     return evaluation
 
 
-async def answer(trainer, script, temperature: float = 1.0) -> list[Tree]:
-    """One answer to each of this rank's questions. script: as for Rollout.rollout."""
+async def answer(trainer, script, temperature: float = 1.0) -> tuple[list[Tree], list, int]:
+    """One answer to each question. script: as for Rollout.rollout.
+
+    Returns this rank's trees, and of all ranks: the statistics of the executions that count, and
+    how many do not, as the infrastructure failed. Collective. Raises AllRanksStop if none counts.
+    """
     rollout = copy.copy(trainer.rollout)
+    rollout.stop_at_failure = True  # of a program's tests: an answer is right or not
     rollout.runtime = replace(rollout.runtime, temperature=temperature)
     questions = trainer.heldout_questions[trainer.rank :: world_size()]
     seed = (trainer.config.seed, "held-out")
-    return await rollout.rollout(questions, 1, 1, seed, script)
-
-
-def valid_stats(trees: list[Tree]) -> list:
-    """Of all ranks."""
-    return [stats for stats in all_gather(execution_stats(trees)) if stats.valid]
+    trees = await rollout.rollout(questions, 1, 1, seed, script)
+    check_infrastructure(trees, trainer)
+    stats = all_gather(execution_stats(trees))
+    counting = [s for s in stats if s.valid]
+    return trees, counting, len(stats) - len(counting)
 
 
 def accuracy_by_family(stats: list) -> dict[str, float]:

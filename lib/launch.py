@@ -25,9 +25,9 @@ from engines import open_engine
 from engines.openai_api import open_server
 from lib import checkpoint, cli, distributed, lora, plugins
 from lib.cli import flag_name, log
-from lib.errors import EngineError, InfrastructureError, UserError
+from lib.errors import AllRanksStop, InfrastructureError, RankError, UserError
 from lib.files import atomic_write, complete_lines
-from lib.metrics import start_of
+from lib.metrics import net_accuracy, start_of
 from lib.model_check import check_designer_prompt, check_model
 from lib.prices import draw_prices
 from lib.ways import set_attention, set_way
@@ -84,23 +84,25 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
         check_questions(out, trainer.questions + trainer.heldout_questions)
     try:
         asyncio.run(run(trainer))
-    except InfrastructureError as error:
+    except AllRanksStop as error:
         raise UserError(str(error)) from None
+    except InfrastructureError as error:
+        raise RankError(str(error)) from None
     except torch.OutOfMemoryError as error:
         # With one optimizer step of one model, no weight has moved yet in this step of the run.
         is_whole = config.minibatches == 1 and len(trainer.learners) == 1
         if is_whole and not distributed.is_sharded(config):
             trainer.save_checkpoint()
-        raise UserError(
+        raise RankError(
             f"out of memory in step {trainer.step} ({str(error)[:80]}): try --checkpointing, or a "
             f"lower --batch-tokens; {go_on(out)}"
         ) from None
     except FloatingPointError as error:
         left = "has the last good weights" if checkpoint.find(out) else "has none yet"
-        raise UserError(f"{error}; try a lower --lr. {out}/checkpoint {left}") from None
+        raise RankError(f"{error}; try a lower --lr. {out}/checkpoint {left}") from None
     except dist.DistBackendError as error:
-        raise UserError(
-            f"rank {rank} lost another rank ({str(error)[:100]}); when all are up again: "
+        raise RankError(
+            f"lost another rank ({str(error)[:100]}); when all are up again: "
             f"torchrun ... train.py --out {out} --resume"
         ) from None
     except asyncio.CancelledError:  # SIGTERM
@@ -278,18 +280,20 @@ def check_infrastructure(trees: list[Tree], trainer) -> None:
     """If an engine is out of order, or no execution valid, save what is done and stop. Collective.
 
     All ranks stop together: one that left alone would keep the others waiting for hours. Raises
-    EngineError.
+    AllRanksStop.
     """
     failures = [engine.broken for engine in trainer.engines if getattr(engine, "broken", "")]
     executions = [execution for tree in trees for _, execution in tree.pairs()]
     if not distributed.all_reduce_max(float(any(e.valid for e in executions))):
-        why = executions[0].detail
-        failures.append(f"every execution of step {trainer.step} failed ({why})")
+        failures += [
+            f"every execution of step {trainer.step} failed ({execution.detail})"
+            for execution in executions[:1]
+        ]
     failures = distributed.all_gather(failures)
     if failures:
         trainer.save_checkpoint()
         saved = f"{trainer.step} steps are saved"
-        raise EngineError(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
+        raise AllRanksStop(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
 
 
 def keep_best(trainer, evaluation: dict) -> None:
@@ -314,10 +318,6 @@ def keep_best(trainer, evaluation: dict) -> None:
         checkpoint.save_best(trainer.out, trainer.learners, trainer.step, trainer.rank == 0)
 
 
-def net_accuracy(evaluation: dict) -> float:
-    return evaluation["eval_greedy"] - evaluation.get("eval_cost", 0.0)
-
-
 def read_rows(out: pathlib.Path) -> list[dict]:
     """The metrics of a run, a row a step."""
     return [json.loads(line) for line in complete_lines(out / "metrics.jsonl")]
@@ -337,8 +337,8 @@ def describe(trainer, sandbox) -> str:
     num_trained = sum(p.numel() for p in parameters if p.requires_grad)
     size = f"{num_parameters / 1e6:.2f}M parameters"
     players = ""
-    if len(trainer.config.players) > 1:
-        for roles, model in trainer.config.players.items():
+    if len(trainer.config.models) > 1:
+        for roles, model in trainer.config.models.items():
             frozen = "" if trainer.config.learns(roles) else " (frozen)"
             players += f"{roles[0]} {model}{frozen}, "
     if trainer.config.lora:
@@ -460,7 +460,7 @@ def check(config, world: int) -> None:
     if config.stage != "designer" and config.executor_group == "design" and config.executions == 1:
         raise UserError("--executor-credit design --executions 1: a group of one teaches nothing")
     check_players(config)
-    if not config.model and len(config.players) == 1:
+    if not config.model and len(config.models) == 1:
         raise UserError(
             "--model is missing: the folder of a cold-started Qwen3-8B. To make one: python sft.py "
             "--collect --teacher MODEL --tasks paper --out F, then python sft.py --model "
@@ -469,7 +469,7 @@ def check(config, world: int) -> None:
         )
     if config.lora and config.shard:
         raise UserError("--lora --shard: an adapter is small; without --shard, each GPU has it all")
-    for roles, model in config.players.items():
+    for roles, model in config.models.items():
         path = cli.model_path(model)
         if config.lora and config.learns(roles) and lora.base_of(path) != path:
             raise UserError(lora.refusal(model))
@@ -488,7 +488,7 @@ def hand_designs(config) -> dict:
 
 def check_players(config) -> None:
     """Raises UserError."""
-    local = [model for model in config.players.values() if not is_server(model)]
+    local = [model for model in config.models.values() if not is_server(model)]
     if len(local) == 2 and (config.engine != "hf" or config.shard):
         raise UserError(
             "--designer, --executor: two models in one process work with --engine hf and without "
@@ -496,7 +496,7 @@ def check_players(config) -> None:
         )
     if is_server(config.model):
         raise UserError("--model: a server learns nothing; name it as --designer or --executor")
-    for roles, model in config.players.items():
+    for roles, model in config.models.items():
         if is_server(model) and config.learns(roles):
             other = "designer" if roles[0] == "executor" else "executor"
             raise UserError(f"--{roles[0]} {model}: a server learns nothing; add --stage {other}")

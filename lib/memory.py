@@ -276,7 +276,7 @@ def report(config) -> str:
     """What `train.py --dry-run GPUSxGB` prints. Raises UserError."""
     ranks, gpu_gb = parse_gpus(config.dry_run)
     # The one that learns first.
-    local = {roles: model for roles, model in config.players.items() if not is_server(model)}
+    local = {roles: model for roles, model in config.models.items() if not is_server(model)}
     (_, model), *others = sorted(local.items(), key=lambda item: not config.learns(item[0]))
     model = model or "Qwen/Qwen3-8B"
     plan = Plan(config, shape_of(model), ranks, gpu_gb * VISIBLE * GB)

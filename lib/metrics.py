@@ -164,6 +164,11 @@ def rollout_metrics(stats: list[ExecutionStats], shown: frozenset | None = None)
     }
 
 
+def net_accuracy(evaluation: dict) -> float:
+    """Accuracy at temperature 0 less what tokens cost there: what the best model is chosen by."""
+    return evaluation["eval_greedy"] - evaluation.get("eval_cost", 0.0)
+
+
 def start_of(first: dict) -> dict:
     """The evaluation from before the first step, of the first line of metrics.jsonl."""
     return first.get("eval_start", first)
@@ -288,7 +293,7 @@ def merge_updates(updates: list[dict]) -> dict:
 
 
 class Clock:
-    """Where a step's time goes: rollout and update; in the rollout, sampling and waiting.
+    """Where a step's time goes: rollout, slower ranks, update; in the rollout, sampling, waiting.
 
     Waiting is time in which this process had nothing to do but wait for scripts, tools and graders.
     """

@@ -21,8 +21,10 @@ import random
 import torch
 
 import designer
+from config import is_server
 from data_types import Question, Sample
 from engines import open_engine
+from engines.openai_api import open_server
 from lib import cli
 from lib.cli import log
 from lib.distributed import all_reduce_max, iterate_weights
@@ -53,8 +55,12 @@ async def open_to_sample(
 ) -> tuple:
     """(engine, policy) of a model that nobody trains: checked, with weights as they compute.
 
-    kind: `--engine hf` or `vllm`. Raises UserError.
+    model: its name, or the URL of a server, which is both. kind: `--engine hf` or `vllm`. Raises
+    UserError.
     """
+    if is_server(model):
+        server = open_server(model)
+        return server, server
     policy = Policy(
         cli.model_path(model),
         cli.load_device(),

@@ -60,6 +60,7 @@ FUNCTIONS = {
     "learning_rate": (Config, "config step"),
     "reward": (tasks, "question answer"),
 }
+LOSS_SUMS = ("ratio", "clip_frac", "approx_kl")  # over the tokens; metrics.jsonl has their means
 COLLECTIONS = {"TASKS": dict, "TOOLS": dict, "BLOCKS": list}
 
 
@@ -192,6 +193,9 @@ def wrong(name: str, result, arguments: tuple) -> str:
         is_right = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
         if not (is_right and is_tensor(result[0], arguments[0].shape)):
             return "has to return a tensor as logprobs_K is, and a dict of sums"
+        unknown = sorted(set(result[1]) - set(LOSS_SUMS))
+        if unknown:
+            return f"has a sum {unknown[0]}; of these alone: {', '.join(LOSS_SUMS)}"
     elif name.endswith("_advantages"):
         Q_M_N = arguments[0].shape
         shape = Q_M_N[:2] if name == "designer_advantages" else Q_M_N

@@ -1,6 +1,7 @@
 """The tools that agents may use: their help in the prompt, how a reply calls one, what comes back.
 
-A tool call is a fenced block at the end of a reply, ```python or ```tests. Its code runs in the
+A tool call is a fenced block in a reply, ```python or ```tests, the last one if there are several.
+What the reply says after it does not count: it could not know the output. Its code runs in the
 sandbox.
 
 Test: `pytest tests/test_executor.py`. Read next: answers.py.

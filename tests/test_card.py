@@ -26,6 +26,25 @@ def test_a_card():
         assert "only the designer role" in text
 
 
+def test_the_card_of_the_best_models_is_of_their_evaluation():
+    """With --price they are chosen by accuracy less cost; with --eval-every 1 the first step has an
+    evaluation of its own beside the start's."""
+    start = {"eval_greedy": 0.25, "eval_accuracy": 0.25, "eval_cost": 0.0}
+    rows = [
+        {
+            "step": 0,
+            "eval_greedy": 0.75,
+            "eval_accuracy": 0.5,
+            "eval_cost": 0.1,
+            "eval_start": start,
+        },
+        {"step": 1, "eval_greedy": 0.8, "eval_accuracy": 0.5, "eval_cost": 0.3},
+    ]
+    text = card(CONFIG, "m", rows, "run", "best")
+    assert "| after 1 steps, temperature 0 | 0.750 |" in text
+    assert "| held-out accuracy before, temperature 0 | 0.250 |" in text
+
+
 def test_the_best_models_are_kept(tmp_path, monkeypatch):
     """Evaluated 0.5 at the start, then 0.6, 0.4, and after a stop that again, 0.6 and 0.7."""
     scores = iter([0.5, 0.6, 0.4, 0.4, 0.6, 0.7])

@@ -60,3 +60,10 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, [subject], step=2)
     assert checkpoint.read(checkpoint.find(tmp_path))["step"] == 1
     assert not (tmp_path / "checkpoint.new").exists()
+
+
+def test_the_best_models_have_no_optimizer(tmp_path, monkeypatch):
+    """Gathered, it would fill the first rank's memory at every new best."""
+    monkeypatch.setattr(checkpoint, "gather_optimizer", None)
+    checkpoint.save_best(tmp_path, [learner()], step=1)
+    assert Policy(str(tmp_path / "best")) and not (tmp_path / "best" / "trainer.pt").exists()

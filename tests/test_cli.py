@@ -15,7 +15,7 @@ import train
 from config import PRESETS, Config
 from experiments import run as experiments
 from lib import cli, launch
-from lib.errors import UserError
+from lib.errors import RankError, UserError
 from viewer import pages
 
 
@@ -89,6 +89,7 @@ BAD = [  # program, arguments ({} is the folder of files), what the line must na
     (train, "--designer hand:nothing --stage executor", "coder"),
     (train, "--designer hand:conditional --stage executor --tasks gsm8k", "coder"),
     (train, "--designer tiny --engine vllm", "--designer"),
+    (evaluation, "--executor tiny --engine vllm", "--executor"),
     (train, "--model http://127.0.0.1:1/v1", "--executor"),
     (train, "--executor http://127.0.0.1:1/v1", "--stage designer"),
     (train, "--executor http://127.0.0.1:1/v1 --stage designer", "127.0.0.1:1"),
@@ -196,6 +197,20 @@ def test_it_holds_for_the_real_process_too(tmp_path):
             and process.stdout == ""
             and len(process.stderr.strip().splitlines()) == 1
         ), process
+
+
+@pytest.mark.parametrize("error, said", [(RankError, "rank 1: "), (UserError, "")])
+def test_a_rank_says_what_others_may_not_know(monkeypatch, capsys, error, said):
+    def main(argv):
+        raise error("out of memory")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        cli.command(main)
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2 and (f"{said}out of memory\n" in printed) == bool(said)
+    assert bool(printed) == bool(said)
 
 
 def test_a_reader_of_the_output_may_leave(tmp_path):

@@ -90,7 +90,7 @@ def test_from_a_teacher_to_training(server, tmp_path, caplog):
     kept, cold, adapter = tmp_path / "kept.jsonl", tmp_path / "cold.jsonl", tmp_path / "adapter"
     run(
         sft.main,
-        f"--collect --teacher {server} --teacher-model tiny --tasks registry --questions 24 "
+        f"--collect --teacher {server} --tasks registry --questions 24 "
         f"--designs 3 {limits} --out {kept}",
     )
     run(

@@ -21,11 +21,11 @@ from sandbox import Sandbox
 SCRIPT = 'submit(Agent("a", "i")(question))'
 
 
-def sample(server, **settings):
+def sample(server, max_tokens=5, **settings):
     async def go():
         engine = ChatEngine(server["url"], "m", **{"pause": 0.01, "timeout": 2.0, **settings})
         return await engine.sample(
-            engine.render([{"role": "user", "content": "hello"}]), 5, 3, 0.5
+            engine.render([{"role": "user", "content": "hello"}]), max_tokens, 3, 0.5
         ), engine
 
     return asyncio.run(go())
@@ -115,6 +115,15 @@ def test_a_prompt_that_is_too_long_is_not_asked_again(server):
     with pytest.raises(PromptTooLong):
         sample(server)
     assert len(server["seen"]) == 1
+
+
+def test_what_does_not_fit_beside_the_prompt_is_asked_for_less(server):
+    """vLLM's server refuses a prompt whose max_tokens go beyond its context."""
+    server["behave"] = lambda messages, number: 400 if number <= 2 else "hi"
+    server["message"] = "maximum context length is 100 tokens; you requested 80 output tokens"
+    completion, _ = sample(server, max_tokens=80)
+    assert completion.text == "hi"
+    assert [request["max_tokens"] for request in server["seen"]] == [80, 40, 20]
 
 
 @pytest.mark.parametrize("status", [400, 422])

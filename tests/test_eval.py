@@ -12,8 +12,9 @@ import pytest
 from conftest import QUESTION, ROOT, SHARED, Scripted, grow, needs_shared
 
 import eval as evaluation
+import tasks
 from benchmarks.code_grading import Suite
-from data_types import Execution
+from data_types import Design, Execution, Tree
 from executor import Runtime
 from lib import statistics
 from lib.errors import EngineError, SandboxError, UserError
@@ -147,6 +148,18 @@ def test_infrastructure_is_left_out_and_never_a_zero(policy):
     (tree,) = one_call(policy, lambda prompt: EngineError("down"), [QUESTION])
     with pytest.raises(SandboxError, match="down"):
         statistics.summarise("x", "single", [statistics.record(tree)])
+
+
+def test_a_vote_that_can_not_be_graded_is_infrastructure(policy, monkeypatch):
+    async def no_grader(*arguments):
+        raise SandboxError("the grader is gone")
+
+    monkeypatch.setattr(tasks, "reward", no_grader)
+    rollout = Rollout(Runtime(None, policy, sandbox=None))
+    tree = Tree(QUESTION, (Design("s"),), (executions(r"\boxed{42}", r"\boxed{42}"),))
+    votes = asyncio.run(evaluation.record_votes(rollout, tree))
+    assert votes["scores"] == [] and votes["infra_errors"] == 1
+    assert votes["detail"] == "the grader is gone"
 
 
 def test_intervals_hold_what_they_promise_near_the_ends():

@@ -16,6 +16,7 @@ from benchmarks.math_grading import (
     grade_rg,
     is_plain,
 )
+from lib.errors import SandboxError
 
 
 @needs_shared
@@ -162,6 +163,23 @@ def test_reasoning_gym_scores_its_own():
         assert grade_rg(question, f"\\boxed{{{question.entry['answer']}}}") == 1.0
         assert grade_rg(question, "no box") == 0.0
         assert grade_rg(question, r"\boxed{77777}") < 0.5
+
+
+@pytest.mark.parametrize("answer", ["none", "", "[[1]]", "a|b", "{}", "1 2", "-", "nan"])
+def test_a_scorer_that_raises_gives_nothing(answer):
+    """Some of reasoning-gym's do, for an answer that is not of the kind that they expect."""
+    for name in ("prime_factorization", "game_of_life", "coin_flip"):
+        (question,) = tasks.load(f"rg:{name}", "train", 0, 1)
+        assert grade_rg(question, f"\\boxed{{{answer}}}") < 0.5
+
+
+def test_a_worker_that_does_not_start_is_infrastructure(monkeypatch):
+    def no_process(*arguments, **options):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("benchmarks.math_grading.subprocess.Popen", no_process)
+    with pytest.raises(SandboxError, match="no process for math-verify"):
+        MathWorker().check("1", "2")
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,13 @@ def test_other_advantages(tmp_path):
     assert found == pytest.approx(expected)
 
 
+def test_one_question_asked_has_other_advantages_too(caplog):
+    caplog.set_level("INFO")
+    ask = ["--ask", "What is Feki's code?", "--gold", "1", "--executions", "2"]
+    evaluation.main([*ask, "--plugin", str(ROOT / "examples" / "rloo.py"), "--reply-tokens", "8"])
+    assert "advantage" in caplog.text
+
+
 def test_advantages_that_are_not_divided(tmp_path):
     load_example("dr_grpo", tmp_path)
     assert credit.designer_advantages(REWARDS, VALID).tolist() == [[-0.25, 0.25], [-0.5, 0.5]]
@@ -211,6 +218,11 @@ def test_a_file_that_can_not_be_read(tmp_path, name):
     [
         (LOSS + "return logprobs_K", "loss", "policy_loss: has to return a tensor"),
         (LOSS + "return logprobs_K[:1], {}", "loss", "policy_loss: has to return a tensor"),
+        (
+            LOSS + "return logprobs_K, {'mine': logprobs_K.sum()}",
+            "loss",
+            "policy_loss: .* mine; of",
+        ),
         (LOSS + "return 1 / 0", "loss", r"policy_loss: ZeroDivisionError: .* \(line 2\)"),
         (LOSS + "while True: pass", "loss", "policy_loss: TimeoutError"),
         (

@@ -19,9 +19,9 @@ def start(out, *flags) -> list[dict]:
 
 
 def test_who_plays_what():
-    assert Config().players == {("executor", "designer"): "tiny"}
+    assert Config().models == {("executor", "designer"): "tiny"}
     two = Config(designer="a", stage="designer")
-    assert two.players == {("executor",): "tiny", ("designer",): "a"}
+    assert two.models == {("executor",): "tiny", ("designer",): "a"}
     assert two.learns(("designer",)) and not two.learns(("executor",))
     assert Config(stage="executor").learns(("executor", "designer"))
 

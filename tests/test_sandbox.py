@@ -795,3 +795,15 @@ def test_an_unknown_level_is_refused():
     with pytest.raises(SandboxError, match="magic"):
         run("", level="magic")
     assert command("--check", "--sandbox", "magic").returncode == 2
+
+
+def test_a_run_that_never_began_is_not_the_scripts_fault():
+    async def go():
+        async with Sandbox() as sandbox:
+            with pytest.raises(SandboxError, match="before its script began"):
+                await sandbox.talk("submit(1)", {}, Limits(wall=0.0))
+            session = await sandbox.talk("while True: pass", {}, Limits(wall=0.2))
+            return await session.receive(), await session.finish()
+
+    message, outcome = asyncio.run(go())
+    assert message is None and outcome.status == "timeout"  # this one began

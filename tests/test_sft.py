@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import ROOT, Scripted, execute, grow
+from transformers import AutoTokenizer
 
 import sft
 import tasks
@@ -110,6 +111,24 @@ def test_only_what_ended_right_is_kept(policy):
     tree = replace(tree, executions=((right,),))
     kept = sft.samples_to_keep(sft.Config(), tree)
     assert [row["role"] for row in kept] == ["designer", "executor"]
+    (call,) = right.calls
+    cut_off = sft.Config(reply_tokens=len(call.completion_ids))
+    assert [row["role"] for row in sft.samples_to_keep(cut_off, tree)] == ["designer"]
+
+
+def test_a_sample_ends_as_the_templates_turns_do(policy, monkeypatch):
+    """A chat tune of a base model: its tokenizer names another end token."""
+    rows = [("executor", [{"role": "user", "content": "hello"}], "hi")]
+    end_id = policy.tokenizer.eos_token_id
+    other = AutoTokenizer.from_pretrained(policy.path)
+    other.eos_token = other.pad_token
+    monkeypatch.setattr(policy, "tokenizer", other)
+    assert other.eos_token_id != end_id
+    (sample,) = sft.encode(policy, rows, 100)
+    assert sample.completion_ids[-1] == end_id
+    monkeypatch.setattr(policy.chat, "turn_end", lambda end_ids: None)
+    (sample,) = sft.encode(policy, rows, 100)
+    assert sample.completion_ids[-1] == policy.tokenizer.eos_token_id
 
 
 COLLECT = ("--collect", "--teacher", "tiny", "--design-tokens", 96, "--reply-tokens", 48)
@@ -131,7 +150,7 @@ def test_a_stopped_collection_goes_on(tmp_path):
     left += [row for row in rows if row["question"] == names[-1]][:1]  # of a question half done
     text = "".join(json.dumps(row) + "\n" for row in left)
     stopped.write_text(text + '{"role": "desi')
-    settings = json.dumps(["registry", "tiny", "default", 0])
+    settings = json.dumps(["registry", "tiny", 0])
     lines = [settings, *map(json.dumps, done)]
     (tmp_path / "stopped.jsonl.progress").write_text("\n".join(lines) + "\n" + '"half of a na')
     run(*flags, "--out", stopped)
@@ -175,7 +194,9 @@ def test_a_collection_whose_teacher_fails_says_so_and_goes_on(tmp_path, monkeypa
             return EngineError("the server is gone")
         return "submit(Agent('a', 'Answer.')(question))"
 
-    monkeypatch.setattr(sft, "open_engine", lambda kind, policy, **_: Scripted(policy, speak))
+    monkeypatch.setattr(
+        "lib.model_check.open_engine", lambda kind, policy, **_: Scripted(policy, speak)
+    )
     with pytest.raises(UserError, match="2 of 6 questions failed .the server is gone."):
         run(*flags)
     assert (tmp_path / "kept.jsonl.progress").exists()

@@ -30,8 +30,8 @@ benchmarks/code_grading
 benchmarks/datasets lib/tools lib/votes
 executor tasks
 rollout lib/plugins lib/replay tiny/teacher tiny/arithmetic/teacher
-lib/heldout lib/launch lib/minibatches lib/resampling sft viewer/pages
-lib/records viewer/serve viewer/screenshots tiny/build
+lib/launch lib/minibatches lib/resampling sft viewer/pages
+lib/heldout lib/records viewer/serve viewer/screenshots tiny/build
 train eval
 experiments/claims experiments/gates experiments/shapley experiments/smollm2
 experiments/arithmetic experiments/registry experiments/trained

@@ -14,10 +14,13 @@ import tasks
 import train
 from data_types import Design, Execution, Tree
 from engines.hf import decode
+from executor import Runtime
 from lib import checkpoint, launch
 from lib.errors import EngineError, UserError
 from lib.heldout import evaluate_heldout
+from lib.metrics import execution_stats
 from policy import Policy
+from rollout import Rollout
 from sandbox import Sandbox
 
 # Right about half of the time: every step has samples.
@@ -181,12 +184,48 @@ def test_a_program_is_evaluated_by_all_its_tests_and_trained_by_their_share(monk
         tree = Tree(question, (Design("x"),), ((execution,),))
 
         async def answer(*_, **__):
-            return [tree]
+            return [tree], execution_stats([tree]), 0
 
         monkeypatch.setattr("lib.heldout.answer", answer)
         trainer = SimpleNamespace(config=Config(), step=1, fixed_design=None, shown=None)
         evaluation = asyncio.run(evaluate_heldout(trainer))
         assert evaluation["eval_accuracy"] == accuracy
+
+
+def test_an_evaluation_without_an_answer_is_no_zero(tmp_path, monkeypatch):
+    """The engine fails for the evaluation at the end: the run stops, and no accuracy is written."""
+    trainer = small_trainer(tmp_path)
+
+    def fails(policy, requests, model):
+        if trainer.step == 3:
+            raise RuntimeError("out of memory, on purpose")
+        return decode(policy, requests, model)
+
+    monkeypatch.setattr("engines.hf.decode", fails)
+    with pytest.raises(EngineError, match="step 3 failed.*--resume"):
+        run_here(trainer)
+    assert "eval_accuracy" not in lines(tmp_path)[-1]
+    assert checkpoint.read(checkpoint.find(tmp_path))["step"] == 3
+
+
+def test_answers_that_the_infrastructure_spoiled_are_counted(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path)
+    trainer.heldout_questions = tasks.load("registry", "heldout", 0, 3)
+
+    async def rollout(self, questions, *arguments):
+        statuses = ["infra_error"] + ["answered"] * (len(questions) - 1)
+        return [
+            Tree(question, (Design("x"),), ((Execution((), "x", status, reward=1.0),),))
+            for question, status in zip(questions, statuses)
+        ]
+
+    monkeypatch.setattr(Rollout, "rollout", rollout)
+    trainer.rollout = Rollout(Runtime(None, None, None))
+    trainer.step = 1
+    evaluation = asyncio.run(evaluate_heldout(trainer))
+    trainer.records.close()
+    assert evaluation["eval_accuracy"] == evaluation["eval_greedy"] == 1.0
+    assert evaluation["eval_infra_errors"] == 2  # one at each temperature
 
 
 def test_every_step_has_the_same_questions_in_every_run(tmp_path, monkeypatch):

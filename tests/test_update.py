@@ -219,7 +219,7 @@ import torch, torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 import train
 from config import Config
-from lib.distributed import gather_state, iterate_weights
+from lib.distributed import gather_optimizer, gather_weights, iterate_weights
 from policy import Policy
 from test_update import batch
 
@@ -236,8 +236,11 @@ assert update["grad_norm"] > 0 and update["skipped"] == 0, update
 shapes = {name: tensor.shape for name, tensor in iterate_weights(policy.model)}
 plain = Policy(folder).model
 assert shapes == {name: tensor.shape for name, tensor in plain.state_dict().items()}
-state = gather_state(policy.model, subject.optimizer, True)
-assert len(state["optimizer"]["state"]) == len(state["weights"]) == len(list(plain.parameters()))
+optimizer, weights = (
+    gather_optimizer(policy.model, subject.optimizer, True),
+    gather_weights(policy.model, True),
+)
+assert len(optimizer["state"]) == len(weights) == len(list(plain.parameters()))
 """
 
 
