@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import QUESTION, learner
-from runs import same, start, train_run, wait_for_steps, weights
+from runs import same, train_run, weights
 from test_update import batch
 
 import credit
@@ -138,13 +138,25 @@ def test_the_learning_rate(schedule):
     assert min(rates[4:]) == pytest.approx(1.0 if schedule == "constant" else 0.3, abs=1e-3)
 
 
-def test_a_resumed_run_has_the_same_learning_rates(tmp_path):
+class Stopped(BaseException):
+    pass
+
+
+def test_a_resumed_run_has_the_same_learning_rates(tmp_path, monkeypatch):
     flags = ("--steps", 3, "--minibatches", 2, "--warmup", 2, "--lr-schedule", "cosine")
     train_run("--out", tmp_path / "straight", *flags)
-    process = start("--out", tmp_path / "run", *flags, "--save-every", 1)
-    wait_for_steps(process, tmp_path / "run", 2)
-    process.kill()
-    process.wait()
+
+    publish = train.Trainer.publish
+
+    def publish_once(trainer):
+        if trainer.step == 2:
+            raise Stopped
+        publish(trainer)
+
+    monkeypatch.setattr(train.Trainer, "publish", publish_once)
+    with pytest.raises(Stopped):
+        train_run("--out", tmp_path / "run", *flags, "--save-every", 1)
+    monkeypatch.undo()
     train_run("--out", tmp_path / "run", "--resume", flags=())
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "run"))
     with pytest.raises(UserError, match="--steps can't change"):  # a cosine ends at --steps

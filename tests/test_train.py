@@ -80,7 +80,7 @@ def test_two_policies(tmp_path):
     flags = ("--save-every", 1, "--phase-steps", 1, "--tasks", "arithmetic")
     flags += ("--designer", "tiny/arithmetic", "--executor", "tiny/arithmetic")
     out = tmp_path / "resumed"
-    straight = start("--steps", 3, "--out", tmp_path / "straight", *flags)
+    train_run("--steps", 3, "--out", tmp_path / "straight", *flags)
     folders = {"executor": "checkpoint", "designer": "checkpoint/designer"}
     before = {role: tiny_weights("tiny/arithmetic") for role in folders}
     moved = []
@@ -92,7 +92,6 @@ def test_two_policies(tmp_path):
         before = after
     assert moved == [{"executor"}, {"designer"}, {"executor"}]
     assert all(row["trained_tokens"] > 0 for row in lines(out))
-    finish(straight)
     for folder in folders.values():
         assert same(weights(out, folder), weights(tmp_path / "straight", folder))
 

@@ -156,21 +156,23 @@ from test_update import batch, keep_gradients
 rank = int(os.environ["RANK"])
 torch.set_num_threads(1)
 join(2, 60)
-policy = Policy(sys.argv[1] + "/tiny", dtype=torch.float64)
-config = Config(shard=sys.argv[3] == "shard", batch_tokens=16)
-subject = train.Learner(config, policy, None, {"executor"})
-first = keep_gradients(subject)
-for _ in range(2):
-    subject.update(batch([1.0, -1.0] * 3 if rank == 0 else [1.0]))
-if subject.uses_ddp:  # gradients are there once: as parts of DDP's buckets
-    parameters = list(policy.model.parameters())
-    sizes = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes()
-             for p in parameters}
-    assert sum(sizes.values()) == sum(8 * p.numel() for p in parameters)
-    assert len(sizes) < len(parameters) / 2
-weights = dict(iterate_weights(policy.model))
-if rank == 0:
-    torch.save((weights, first), sys.argv[4])
+for how in ("ddp", "shard"):
+    policy = Policy(sys.argv[1] + "/tiny", dtype=torch.float64)
+    config = Config(shard=how == "shard", batch_tokens=16)
+    subject = train.Learner(config, policy, None, {"executor"})
+    first = keep_gradients(subject)
+    for _ in range(2):
+        subject.update(batch([1.0, -1.0] * 3 if rank == 0 else [1.0]))
+    assert subject.uses_ddp == (how == "ddp")
+    if subject.uses_ddp:  # gradients are there once: as parts of DDP's buckets
+        parameters = list(policy.model.parameters())
+        sizes = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes()
+                 for p in parameters}
+        assert sum(sizes.values()) == sum(8 * p.numel() for p in parameters)
+        assert len(sizes) < len(parameters) / 2
+    weights = dict(iterate_weights(policy.model))
+    if rank == 0:
+        torch.save((weights, first), sys.argv[3] + "/" + how)
 dist.destroy_process_group()
 """
 
@@ -196,11 +198,10 @@ def test_ranks_with_other_numbers_of_micro_batches(tmp_path):
     script = tmp_path / "uneven.py"
     script.write_text(UNEVEN)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for how in ("ddp", "shard"):
-        arguments = [script, ROOT, ROOT / "tests", how, tmp_path / how]
-        command = [sys.executable, *torchrun, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-        assert done.returncode == 0, done.stderr[-2000:]
+    arguments = [script, ROOT, ROOT / "tests", tmp_path]
+    command = [sys.executable, *torchrun, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
     (ddp, on_ddp), (sharded, on_sharded) = (torch.load(tmp_path / how) for how in ("ddp", "shard"))
     assert max((ddp[name] - sharded[name]).abs().max().item() for name in ddp) < 1e-12
     policy = Policy(str(ROOT / "tiny"), dtype=torch.float64)
