@@ -61,6 +61,11 @@ def collapsed(row, column: int = TEMPERATURE_1) -> float:
     return float(final(row, column=column) < best(row, column) / 2)
 
 
+def sank(row, column: int = TEMPERATURE_1) -> float:
+    """1.0 if the run ended below where it began."""
+    return float(final(row, column=column) < row["evals"][0][column])
+
+
 def interval(differences: list[float]) -> tuple[float, float, float]:
     """Mean and 95 % interval of paired differences over seeds (Student's t).
 
@@ -111,6 +116,7 @@ class Comparison:
     arms: tuple[str, ...]
     difference: Callable  # (row of each arm) -> float
     beside: Callable | None = None  # the same at temperature 1: shown, and decides nothing
+    added_later: bool = False  # after results were seen: shown, without a verdict
 
     def over_seeds(self, results: dict, seeds, difference=None) -> list[float]:
         return [
@@ -166,7 +172,7 @@ def verdict(low: float, high: float, is_significant: bool = True) -> str:
     if low <= 0 <= high:
         return "can't be told"
     if not is_significant:
-        return "can't be told after correction"
+        return "not after correction"
     return "holds" if low > 0 else "does not"
 
 
@@ -176,7 +182,8 @@ def verdict(low: float, high: float, is_significant: bool = True) -> str:
 def decide(study: Study, results: dict) -> list[tuple]:
     """(claim's number, comparison, differences over seeds, verdict) of every comparison with runs.
 
-    Holm's correction is over all of them.
+    Holm's correction is over all that were written down before any result was seen. The others
+    have no verdict: there is no number of them to correct for.
     """
     seeds = sorted({seed for _, seed in results})
     found = []
@@ -185,17 +192,21 @@ def decide(study: Study, results: dict) -> list[tuple]:
             differences = comparison.over_seeds(results, seeds)
             if len(differences) > 1:
                 found.append((number, comparison, differences))
-    significant = holm([p_value(differences) for *_, differences in found])
+    planned = [item for item in found if not item[1].added_later]
+    significant = iter(holm([p_value(differences) for *_, differences in planned]))
     decided = []
-    for (number, comparison, differences), is_significant in zip(found, significant):
-        _, low, high = interval(differences)
-        decided.append((number, comparison, differences, verdict(low, high, is_significant)))
+    for number, comparison, differences in found:
+        judged = "added later"
+        if not comparison.added_later:
+            _, low, high = interval(differences)
+            judged = verdict(low, high, next(significant))
+        decided.append((number, comparison, differences, judged))
     return decided
 
 
 def short_table(study: Study, results: dict) -> str:
     """A table with a row for each claim that has runs: its first comparison, and how many of the
-    others have which verdict. Of the claim's title, what is before a colon."""
+    others that were planned have which verdict. Of the claim's title, what is before a colon."""
     lines = ["| claim | here: mean difference, verdict | its other comparisons |", "|---|---|---|"]
     decided = defaultdict(list)
     for number, *rest in decide(study, results):
@@ -203,7 +214,7 @@ def short_table(study: Study, results: dict) -> str:
     for number, ((comparison, differences, judged), *others) in decided.items():
         title = study.claims[number].title.split(":")[0]
         first = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
-        counts = Counter(judged.removesuffix(" after correction") for *_, judged in others)
+        counts = Counter(judged for *_, judged in others if judged != "added later")
         counted = ", ".join(f"{judged} {count}" for judged, count in counts.items())
         lines.append(f"| {number}. {title} | {first} | {counted} |")
     return "\n".join(lines)
@@ -214,7 +225,7 @@ def table(study: Study, results: dict) -> str:
     seeds = sorted({seed for _, seed in results})
     decided = decide(study, results)
     has_beside = any(comparison.beside for _, comparison, *_ in decided)
-    ours = "ours: mean difference (95 % interval, seeds)"
+    ours = "ours: mean difference (95 % interval, seeds, p)"
     header = ["claim", "the paper", ours, "verdict"]
     if has_beside:
         header[2:] = [f"{ours}, temperature 0", "verdict", "temperature 1"]
@@ -227,7 +238,8 @@ def table(study: Study, results: dict) -> str:
             claim = study.claims[number]
             title, paper = f"{number}. {claim.title}", claim.paper
         previous = number
-        difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(differences)})"
+        p = f"{p_value(differences):.1g}"
+        difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(differences)}, {p})"
         cells = [title, paper, f"{comparison.what}: {difference}"]
         cells.append(judged)
         if has_beside:
@@ -259,7 +271,8 @@ def rows_of(results: dict, arm: str) -> list[dict]:
 
 
 def scores(study: Study, results: dict) -> str:
-    """Every arm's scores over its seeds, and how many of them collapsed; "" without runs."""
+    """Every arm's scores over its seeds; how many collapsed, and how many ended below their start;
+    "" without runs."""
     lines = []
     for arm, flags in study.arms.items():
         rows = rows_of(results, arm)
@@ -271,12 +284,16 @@ def scores(study: Study, results: dict) -> str:
             f"{statistics.fmean(row['evals'][-1][1] for row in rows) / 1000:.0f}",
             spread([final(row, column=study.column) for row in rows]),
             spread([best(row, study.column) for row in rows]),
-            f"{sum(collapsed(row, study.column) for row in rows):.0f} of {len(rows)}",
+            f"{sum(collapsed(row, study.column) for row in rows):.0f}, "
+            f"{sum(sank(row, study.column) for row in rows):.0f} of {len(rows)}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     if not lines:
         return ""
-    header = "| arm | flags of `train.py` | thousand tokens | final | best | seeds that collapsed |"
+    header = (
+        "| arm | flags of `train.py` | thousand tokens | final | best "
+        "| seeds that collapsed, ended below their start |"
+    )
     return "\n".join([header, "|---|---|---|---|---|---|", *lines])
 
 

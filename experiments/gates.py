@@ -68,8 +68,9 @@ def asked_of_registers() -> dict[str, list[tuple]]:
         owner = region, f"who has {FACTS['code'][person]}", person
         kinds.setdefault("who has a code", []).append(owner)
         for relation in ("friend", "boss"):
-            wrong = registry.NEXT_REGION[region], f"{relation} of {person}", FACTS[relation][person]
-            kinds.setdefault(f"{relation}, of the wrong register", []).append(wrong)
+            text, right = f"{relation} of {person}", FACTS[relation][person]
+            asked = [(other, text, right) for other in REGIONS if other != region]
+            kinds.setdefault(f"{relation}, of the wrong register", []).extend(asked)
     return kinds
 
 

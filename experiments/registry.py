@@ -30,6 +30,7 @@ from experiments.claims import (
     final,
     final_difference,
     rows_of,
+    sank,
     spread,
 )
 from lib.cli import ROOT
@@ -44,7 +45,7 @@ ARMS = {
     "executor": "--stage executor",
     "phases of 10": "--phase-steps 10",
     "coupled, KL": "--stage both --kl 0.01",
-    # The paper's regime: several optimizer steps per rollout, a mean per role.
+    # Several optimizer steps per rollout, as in the paper; but with K = 1, and a rate not tuned.
     "stagewise, 6 updates": "--minibatches 6",
     "coupled, 6 updates": "--stage both --minibatches 6",
     "two policies": "--executor tiny",
@@ -100,13 +101,52 @@ DEFAULT_REPLY_TOKENS = 24
 FACT_TOKENS, PROGRAM_TOKENS, BOX_TOKENS = 6, 10, 4
 
 
-def against(one: str, other: str, why: str = "") -> Comparison:
+def against(one: str, other: str, why: str = "", added_later: bool = False) -> Comparison:
     """Final score of an arm minus another's, at equal tokens. why: said before it."""
     return Comparison(
         f"{why}{one} - {other}",
         (one, other),
         final_difference(TEMPERATURE_0),
         beside=final_difference(TEMPERATURE_1),
+        added_later=added_later,
+    )
+
+
+def at_equal_updates(turns: str, both: str) -> Comparison:
+    """An arm whose roles take turns at its end minus one that trains both at half of its updates:
+    there every role of either has had as many. The latter's learning rate is still high then."""
+
+    def difference(column: int) -> Callable:
+        def of(turns_row: dict, both_row: dict) -> float:
+            steps = [evaluation[0] for evaluation in both_row["evals"]]
+            scores = [evaluation[column] for evaluation in both_row["evals"]]
+            half = float(numpy.interp(steps[-1] / 2, steps, scores))
+            return turns_row["evals"][-1][column] - half
+
+        return of
+
+    return Comparison(
+        f"at equal updates of each role: {turns} - {both} at half of its steps",
+        (turns, both),
+        difference(TEMPERATURE_0),
+        beside=difference(TEMPERATURE_1),
+        added_later=True,
+    )
+
+
+def script_of_the_executor_alone(turns: str, executor: str, why: str = "") -> Comparison:
+    """Own designs minus the script with conditions, whose executor was trained without a designer
+    that learns: it learns to make up for designs that ask the wrong register."""
+
+    def difference(own: str, by_hand: str) -> Callable:
+        return lambda row, alone: row["after"][own] - alone["after"][by_hand]["conditional"]
+
+    return Comparison(
+        f"{why}own designs - the script with conditions, executor trained alone",
+        (turns, executor),
+        difference("eval_greedy", "eval_fixed_greedy"),
+        beside=difference("eval_accuracy", "eval_fixed"),
+        added_later=True,
     )
 
 
@@ -151,15 +191,6 @@ def own_minus(what: str, key: str) -> Comparison:
     return at_both(f"own designs - {what}", "trained", difference)
 
 
-def own_minus_script(temperature: int) -> Callable:
-    """Own designs minus the script with conditions, whose executor was trained without a designer
-    that learns: it learns to make up for designs that ask the wrong register."""
-    own, by_hand = "eval_greedy", "eval_fixed_greedy"
-    if temperature == 1:
-        own, by_hand = "eval_accuracy", "eval_fixed"
-    return lambda row, alone: row["after"][own] - alone["after"][by_hand]["conditional"]
-
-
 def own_minus_swapped(row: dict, temperature: int) -> float:
     scores = row[TEMPERATURES[temperature]]["swapped"]
     return scores["own"] - scores["its shape, filled in"]
@@ -198,7 +229,11 @@ CLAIMS = {
         (
             against("stagewise", "designer"),
             against("stagewise", "designer, frozen executor"),
-            against("second cold start, stagewise", "second cold start, frozen executor"),
+            against(
+                "second cold start, stagewise",
+                "second cold start, frozen executor",
+                added_later=True,
+            ),
             at_both(
                 "stagewise - the oracle of the start's executor",
                 "stagewise",
@@ -229,9 +264,12 @@ CLAIMS = {
             against("stagewise", "executor"),
             against("stagewise", "coupled, KL"),
             against("phases of 10", "stagewise"),
-            against("second cold start, stagewise", "second cold start, coupled"),
-            against("second cold start, stagewise", "second cold start, executor"),
-            against("stagewise, 6 updates", "coupled, 6 updates", "in the paper's regime: "),
+            against("stagewise, 6 updates", "coupled, 6 updates"),
+            at_equal_updates("stagewise", "coupled"),
+            *(
+                against("second cold start, stagewise", other, added_later=True)
+                for other in ("second cold start, coupled", "second cold start, executor")
+            ),
         ),
     ),
     6: Claim(
@@ -241,13 +279,13 @@ CLAIMS = {
         (
             own_minus("the best unconditional script", "best unconditional"),
             own_minus("the script with conditions", "conditional"),
-            Comparison(
-                "own designs - the script with conditions, executor trained alone (added later)",
-                ("stagewise", "executor"),
-                own_minus_script(temperature=0),
-                beside=own_minus_script(temperature=1),
+            script_of_the_executor_alone("stagewise", "executor"),
+            script_of_the_executor_alone(
+                "second cold start, stagewise",
+                "second cold start, executor",
+                "second cold start: ",
             ),
-            against("stagewise", "script with conditions", "added later: "),
+            against("stagewise", "script with conditions", added_later=True),
             at_both("own designs - the best of 64 random", "trained", own_minus_random),
             at_both("own designs - the shapes of another question's", "trained", own_minus_swapped),
             own_minus("the best design of every question (minus regret)", "oracle"),
@@ -328,7 +366,7 @@ def before_and_after(results: dict) -> str:
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     share = change(lambda row, when: row[when]["eval_new_among_right"])
-    lines.append(f"| of the right answers, by designs that nobody showed | | {share} |")
+    lines.append(f"| share of right answers by shapes that nobody showed | | {share} |")
     return "\n".join(lines)
 
 
@@ -343,7 +381,7 @@ def regrets(results: dict) -> str:
         "|---|---|---|---|---|",
     ]
     for group in rows[0]["temperature 0"][END]:
-        cells = [group]
+        cells = ["1 step" if group == "1 steps" else group]
         for temperature in TEMPERATURES.values():
             for when in (START, END):
                 cells.append(spread([row[temperature][when][group]["regret"] for row in rows]))
@@ -357,40 +395,43 @@ def fronts(results: dict) -> str:
     if not rows:
         return ""
     lines = [
-        "| price of 1,000 tokens | accuracy, temperature 0 | tokens | accuracy, temperature 1 "
-        "| tokens |",
-        "|---|---|---|---|---|",
+        "| price of 1,000 tokens | accuracy, temperature 0 | tokens | left after paying "
+        "| accuracy, temperature 1 | tokens | left after paying |",
+        "|---|---|---|---|---|---|---|",
     ]
     for price in PRICES:
         cells = [str(price)]
-        for temperature in TEMPERATURES.values():
+        for t, temperature in TEMPERATURES.items():
             points = [row[temperature][str(price)] for row in rows]
             cells.append(spread([point["accuracy"] for point in points]))
             cells.append(f"{statistics.fmean(point['tokens'] for point in points):.1f}")
+            cells.append(spread([left_after(row, t, price, price) for row in rows]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def collapses(results: dict) -> str:
-    """How many seeds collapsed of two regimes, and Fisher's exact test; "" without runs."""
+    """How many seeds of two regimes collapsed, or ended below their start, and Fisher's exact test;
+    "" without runs."""
     lines = []
-    for one, other in (
-        ("stagewise", "coupled"),
-        ("stagewise, 6 updates", "coupled, 6 updates"),
-    ):
-        counts = []
-        for arm in (one, other):
-            rows = rows_of(results, arm)
-            num_collapsed = int(sum(collapsed(row, TEMPERATURE_0) for row in rows))
-            counts.append((num_collapsed, len(rows) - num_collapsed))
-        if all(sum(count) for count in counts):
-            p = scipy.stats.fisher_exact(counts).pvalue
-            said = [f"{bad} of {bad + good}" for bad, good in counts]
-            lines.append(f"| {one}: {said[0]} | {other}: {said[1]} | {p:.2f} |")
+    for what, is_bad in (("collapsed", collapsed), ("ended below their start", sank)):
+        for one, other in (
+            ("stagewise", "coupled"),
+            ("stagewise, 6 updates", "coupled, 6 updates"),
+        ):
+            counts = []
+            for arm in (one, other):
+                rows = rows_of(results, arm)
+                num_bad = int(sum(is_bad(row, TEMPERATURE_0) for row in rows))
+                counts.append((num_bad, len(rows) - num_bad))
+            if all(sum(count) for count in counts):
+                p = scipy.stats.fisher_exact(counts).pvalue
+                said = [f"{bad} of {bad + good}" for bad, good in counts]
+                lines.append(f"| {what} | {one}: {said[0]} | {other}: {said[1]} | {p:.2f} |")
     if not lines:
         return ""
-    header = "| seeds that collapsed | seeds that collapsed | p, Fisher's exact test |"
-    return "\n".join([header, "|---|---|---|", *lines])
+    header = "| seeds that | of | of | p, Fisher's exact test |"
+    return "\n".join([header, "|---|---|---|---|", *lines])
 
 
 def rates(results: dict) -> str:
@@ -514,7 +555,7 @@ def when_agents_help(axis, results: dict) -> bool:
         xticklabels=REPLY_TOKENS,
         yticks=range(len(STEPS)),
         yticklabels=range(1, 6),
-        title="When does a system of agents help? Both trained for as many executions",
+        title="When does a system of agents help? Both trained by the same GRPO",
     )
     return not numpy.isnan(values).any()
 

@@ -98,7 +98,7 @@ LEANS_TO = {
     "sum": ("single", "vote"),
     "backwards": ("vote", "chain to the solver"),
 }
-LEANING = 2
+LEANING = 4
 SUM = re.compile(r"\d[\d +-]*\d")
 REPLY_TOKENS = 40
 SOLVER_SHARE = 0.3  # of the executor's samples from a question; the others are the coder's

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import time
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -17,13 +18,17 @@ from experiments import arithmetic, registry, trained
 from experiments import run as experiments
 from experiments.arithmetic import choices, noise, oracle, own, variances, weights
 from experiments.claims import (
+    Claim,
+    Comparison,
     collapsed,
+    decide,
     final,
     holm,
     interval,
     p_value,
     page,
     scores,
+    short_table,
     table,
     verdict,
 )
@@ -100,7 +105,7 @@ def test_intervals_and_verdicts_by_hand():
     assert high - mean == pytest.approx(2.776 * sqrt(0.025) / sqrt(5), rel=1e-3)
     assert verdict(0.1, 0.2) == "holds" and verdict(-0.2, -0.1) == "does not"
     assert verdict(-0.1, 0.1) == "can't be told"
-    assert verdict(0.1, 0.2, is_significant=False) == "can't be told after correction"
+    assert verdict(0.1, 0.2, is_significant=False) == "not after correction"
 
 
 def test_holms_correction_by_hand():
@@ -112,6 +117,21 @@ def test_holms_correction_by_hand():
     # A mean of 0.2 with a standard error of 0.0707: t = 2.828, two-sided p of 4 degrees 0.0474.
     assert p_value([0.0, 0.1, 0.2, 0.3, 0.4]) == pytest.approx(0.0474, abs=2e-4)
     assert p_value([0.5, 0.5]) == 0 and p_value([0.0, 0.0]) == 1
+
+
+@pytest.mark.parametrize("added_later, judged", [(True, "holds"), (False, "not after correction")])
+def test_what_was_added_later_changes_no_verdict(added_later, judged):
+    """Three more comparisons that show nothing: of the planned ones they cost the first its
+    verdict."""
+    firm, nothing = [0.1, 0.3, 0.2, 0.5], [0.1, -0.1, 0.1, -0.1]
+    assert 0.05 / 4 < p_value(firm) < 0.05
+    results = {("a", seed): {"firm": firm[seed], "nothing": nothing[seed]} for seed in range(4)}
+    first = Comparison("first", ("a",), lambda row: row["firm"])
+    other = Comparison("other", ("a",), lambda row: row["nothing"], added_later=added_later)
+    study = replace(registry.STUDY, claims={1: Claim("t", "p", (first, other, other, other))})
+    decided = [said for *_, said in decide(study, results)]
+    assert decided == [judged] + ["added later" if added_later else "can't be told"] * 3
+    assert ("can't be told 3" in short_table(study, results)) != added_later
 
 
 def test_pairs_are_of_one_seed_and_at_equal_tokens():
@@ -178,8 +198,8 @@ def test_tables():
     assert last == "-" and len(shares) == 4 and shares == sorted(shares, reverse=True)
     results["designer", 0] = row("designer", 0, [0.1, 0.9, 0.2, 0.1, 0.1])
     assert scores(arithmetic.STUDY, results).splitlines()[2:] == [
-        "| stagewise |  | 0 | 0.50 (0.50 to 0.50) | 0.80 (0.80 to 0.80) | 0 of 2 |",
-        "| designer | `--stage designer` | 0 | 0.13 | 0.90 | 1 of 1 |",
+        "| stagewise |  | 0 | 0.50 (0.50 to 0.50) | 0.80 (0.80 to 0.80) | 0, 0 of 2 |",
+        "| designer | `--stage designer` | 0 | 0.13 | 0.90 | 1, 0 of 1 |",
     ]
 
 
@@ -217,13 +237,14 @@ def test_tables_of_the_registry():
         results["trained", seed] = measured(seed)
     said = page(registry.STUDY, results)
     for line in (
-        "|  |  | executor's gain, designer of the start: +0.105 (+0.041 to +0.169, 2) |",
+        "|  |  | executor's gain, designer of the start: +0.105 (+0.041 to +0.169, 2, 0.03) |",
         "| the best designs (oracle) | 0.55 -> 0.55 (0.55 to 0.55) |",
         "| the best designs, new shapes | 0.75 -> 0.75 (0.75 to 0.75) | 0.50 -> 0.50",
         "| its own designs, new shapes | 0.12 -> 0.12 (0.12 to 0.12) | 0.25 -> 0.25 (0.25 ",
-        "| of the right answers, by designs that nobody showed | | 0.40 -> 0.40 (0.40 to 0.40) |",
+        "| share of right answers by shapes that nobody showed | | 0.40 -> 0.40 (0.40 to 0.40) |",
         "| 3 steps | 0.20 (0.20 to 0.20) |",
-        "| stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
+        "| collapsed | stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
+        "| ended below their start | stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
     ):
         assert line in said, line
     waiting = said.split("Planned, with fewer than two seeds so far: ")[1].splitlines()[0]
@@ -231,6 +252,9 @@ def test_tables_of_the_registry():
     (row_of_regret,) = [line for line in said.splitlines() if "(minus regret)" in line]
     assert "-0.205" in row_of_regret
     ((example),) = registry.new_shapes(results)
+    # Turns at the end, 0.8 and 0.9; both at once half way to it, 0.1.
+    (row_of_updates,) = [line for line in said.splitlines() if "at equal updates" in line]
+    assert "+0.750" in row_of_updates and "| added later |" in row_of_updates
     assert example["count"] == 3 and example["design"] == "s(Feki)"
     assert registry.new_designs(results) == "- Who?\n  `s(Feki)`"
     assert table(registry.STUDY, {}).count("\n") == 1
