@@ -21,11 +21,16 @@ from runs import finish, same, start, timeless, train_run, wait_for_steps, weigh
 
 from lib import checkpoint
 
-pytestmark = pytest.mark.alone
-
 NUM_FAULTS = int(os.environ.get("FAULTS", 2))
 IS_THOROUGH = NUM_FAULTS > 2
-thorough = pytest.mark.skipif(not IS_THOROUGH, reason="takes long; FAULTS=50 tries it")
+IS_SKIPPED = pytest.mark.skipif(not IS_THOROUGH, reason="takes long; FAULTS=50 tries it")
+
+
+def thorough(test):
+    """These look for processes, or stop one for a minute: nothing may run beside them."""
+    return pytest.mark.alone(IS_SKIPPED(test))
+
+
 STEPS = ("--steps", 8, "--save-every", 1)
 
 
