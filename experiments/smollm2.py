@@ -90,7 +90,7 @@ DESIGNS = {
     "chain to the solver": f"namer = {NAMER}\nsolver = {SOLVER}\nsubmit(solver(namer(question)))",
 }
 # Designs that a family has more often in the cold start, LEANING times: wrong ones, so that the
-# designer looks at the question, and has to learn what to make of it.
+# designer looks at the question, and has to learn what to make of it. With 2 it hardly looks.
 LEANS_TO = {
     "capital": ("coder", "coders"),
     "letters": ("single", "chain to the solver"),
