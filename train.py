@@ -79,7 +79,8 @@ class Learner:
             prepared.append((minibatch, micro_batches))
         grad_norms = [self.step(minibatch, parts, stats) for minibatch, parts in prepared]
         if prepared:
-            check_alive(self, prepared[-1][1][-1])
+            _, last = prepared[-1]
+            check_alive(self, last[-1])
         num_trained = sum(minibatch.num_trained for minibatch in minibatches)
         return {
             **stats.means(len(minibatches), num_trained),
@@ -151,7 +152,7 @@ class Learner:
 
 
 class Trainer:
-    """Everything that a run holds, and its loop."""
+    """What a run holds, and its loop."""
 
     def __init__(self, config: Config, out: pathlib.Path, rank: int, device: str):
         self.config = config
@@ -262,7 +263,7 @@ class Trainer:
             self.step = step + 1
             self.records.add_step(step_metrics, bar)
             if self.is_due(config.save_every):
-                self.save_checkpoint()  # it takes memory: the engines sleep
+                self.save_checkpoint()  # while the engines sleep
             self.publish()
             await self.evaluate_if_due()
 

@@ -124,8 +124,8 @@ def grade_rg(question, text: str) -> float:
     entry = {key: value for key, value in question.entry.items() if key != "generator"}
     try:
         return float(reasoning_gym.get_score_answer_fn(generator)(answer, entry))
-    except Exception:  # boundary: some scorers raise what they like where an answer is not of
-        return 0.0  # the kind that they expect
+    except Exception:  # boundary: some scorers raise anything at an answer that they don't expect
+        return 0.0
 
 
 def is_plain(answer: str) -> bool:

@@ -116,8 +116,8 @@ def against(one: str, other: str, why: str = "", added_later: bool = False) -> C
 
 
 def at_equal_updates(turns: str, both: str) -> Comparison:
-    """An arm whose roles take turns at its end minus one that trains both at half of its updates:
-    there every role of either has had as many. The latter's learning rate is still high then."""
+    """An arm that takes turns, at its end, minus one that trains both roles, at half of its steps:
+    by then each role has had as many updates. The learning rate of the latter is still high."""
 
     def difference(column: int) -> Callable:
         def of(turns_row: dict, both_row: dict) -> float:

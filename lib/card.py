@@ -55,8 +55,11 @@ def card(config: dict, base: str, evaluated: list[dict], run: str, name: str) ->
         evaluated: those rows of metrics.jsonl that have an evaluation.
         name: "checkpoint" or "best".
     """
+    # The first row is the start's, unless that stands in it beside the first step's.
     ends = [row for row in evaluated if row is not evaluated[0] or "eval_start" in row]
-    last = max(ends, key=net_accuracy, default=None) if name == "best" else (ends or [None])[-1]
+    last = ends[-1] if ends else None
+    if name == "best":
+        last = max(ends, key=net_accuracy, default=None)
     facts = {"questions": config["tasks"], "commit": commit()}
     if evaluated:
         before = start_of(evaluated[0])["eval_greedy"]

@@ -55,7 +55,10 @@ def save_best(out: pathlib.Path, learners: list, step: int, is_writer: bool = Tr
 
 
 def write_folder(out, name: str, learners: list, trainer_states: list, step, is_writer) -> None:
-    """The models beside what was there, and then in its place; None: without a trainer's state."""
+    """The models, written beside what was there and then put in its place.
+
+    trainer_states: of each learner what goes to trainer.pt; None: no such file.
+    """
     weights = [gather_weights(learner.policy.model, learner.is_sharded) for learner in learners]
     if not is_writer:
         return

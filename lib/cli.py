@@ -115,22 +115,23 @@ def command(main) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several ranks, the first speaks
     log.setLevel(logging.INFO if is_first_rank else logging.ERROR)
-    is_known_to_all = True
+    speaks = is_first_rank
     try:
         main(sys.argv[1:])
         return
+    except RankError as error:  # the first rank may not know of it
+        speaks = True
+        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        problem = str(error) if is_alone else f"rank {os.environ['RANK']}: {error}"
     except (UserError, FloatingPointError) as error:  # the latter: a model whose output is NaN
         problem = str(error)
-        is_known_to_all = not isinstance(error, RankError)
     except OSError as error:
         if error.errno not in USER_ERRNOS:
             raise
         problem = f"{error.filename or 'writing'}: {error.strerror}"
     except KeyboardInterrupt:
         sys.exit(130)
-    if not is_known_to_all and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        problem = f"rank {os.environ['RANK']}: {problem}"
-    if is_first_rank or not is_known_to_all:
+    if speaks:
         for handler in log.handlers:  # the run's log file
             handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, problem, (), None))
         sys.stderr.write(f"{pathlib.Path(sys.argv[0]).name}: {' '.join(problem.split())}\n")

@@ -160,15 +160,20 @@ def test_an_engine_that_fails_in_mid_rollout_spoils_that_batch_alone(tmp_path, m
     assert len(spoiled) == 3 and spoiled[0] == spoiled[2] == 0 < spoiled[1] < 12
 
 
-def test_an_engine_that_is_gone_stops_the_run_and_keeps_what_is_done(tmp_path, monkeypatch):
-    trainer = small_trainer(tmp_path)
+def lose_device(monkeypatch, trainer, step):
+    """From this step on the engine fails."""
 
     def fails(policy, requests, model):
-        if trainer.step == 1:
+        if trainer.step == step:
             raise RuntimeError("device lost, on purpose")
         return decode(policy, requests, model)
 
     monkeypatch.setattr("engines.hf.decode", fails)
+
+
+def test_an_engine_that_is_gone_stops_the_run_and_keeps_what_is_done(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path)
+    lose_device(monkeypatch, trainer, step=1)
     with pytest.raises(EngineError, match="step 1 .*device lost.*--resume"):
         run_here(trainer)
     assert checkpoint.read(checkpoint.find(tmp_path))["step"] == 1 and len(lines(tmp_path)) == 1
@@ -194,13 +199,7 @@ def test_a_program_is_evaluated_by_all_its_tests_and_trained_by_their_share(monk
 def test_an_evaluation_without_an_answer_is_no_zero(tmp_path, monkeypatch):
     """The engine fails for the evaluation at the end: the run stops, and no accuracy is written."""
     trainer = small_trainer(tmp_path)
-
-    def fails(policy, requests, model):
-        if trainer.step == 3:
-            raise RuntimeError("out of memory, on purpose")
-        return decode(policy, requests, model)
-
-    monkeypatch.setattr("engines.hf.decode", fails)
+    lose_device(monkeypatch, trainer, step=3)
     with pytest.raises(EngineError, match="step 3 failed.*--resume"):
         run_here(trainer)
     assert "eval_accuracy" not in lines(tmp_path)[-1]
