@@ -35,8 +35,8 @@ class Config:
     repository; paper has none, as it begins at a cold start that sft.py makes."""
     designer: str | None = None
     """A model of its own for the designer role: it learns from its designs alone, or stays frozen
-    with --stage executor. With it, hand:NAME is a design by hand (single, coder, vote ... or one of
-    the set's own)."""
+    with --stage executor. hand:NAME, with that stage, is a design by hand (single, coder, vote
+    ... or one of the set's own)."""
     executor: str | None = None
     """A model of its own for the executor role, frozen with --stage designer. Either may be the URL
     of a server with the OpenAI chat API, which never learns: http://HOST:8000/v1, or with #MODEL
@@ -127,7 +127,7 @@ class Config:
     resume: bool = False  # continuation of the run in --out, with its flags
 
     def learning_rate(self, step: int) -> float:
-        """Of the update after `step` updates: linear warm-up, then constant or half a cosine.
+        """The learning rate after `step` updates: linear warm-up, then constant or half a cosine.
 
         >>> config = Config(lr=1.0, warmup=2, lr_schedule="cosine", steps=12)
         >>> [round(config.learning_rate(step), 2) for step in (0, 1, 2, 7, 11)]

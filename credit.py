@@ -37,8 +37,7 @@ def trained_roles(step: int, stage: str = "stagewise", phase_steps: int = 30) ->
         return frozenset({"designer", "executor"})
     if stage in ("designer", "executor"):
         return frozenset({stage})
-    if stage != "stagewise" or phase_steps < 1:
-        raise ValueError(f"stage {stage!r}, phase_steps {phase_steps}: no such schedule")
+    assert stage == "stagewise" and phase_steps > 0, (stage, phase_steps)
     phase = step // phase_steps
     return frozenset({"executor" if phase % 2 == 0 else "designer"})
 
@@ -47,9 +46,7 @@ def as_tensors(rewards_Q_M_N, valid_Q_M_N=None):
     """Both as tensors (Q, M, N), rewards in float64. Default: all are valid."""
     rewards = torch.as_tensor(rewards_Q_M_N)
     valid = torch.ones_like(rewards) if valid_Q_M_N is None else torch.as_tensor(valid_Q_M_N)
-    if rewards.dim() != 3 or valid.shape != rewards.shape:
-        shapes = f"rewards_Q_M_N {tuple(rewards.shape)}, valid_Q_M_N {tuple(valid.shape)}"
-        raise ValueError(f"{shapes}: both have to have shape (Q, M, N)")
+    assert rewards.dim() == 3 and valid.shape == rewards.shape, "both: (Q, M, N)"
     return rewards.double(), valid.bool()
 
 
@@ -104,8 +101,7 @@ def executor_advantages(rewards_Q_M_N, valid_Q_M_N=None, group="question"):
     """
     rewards, valid = as_tensors(rewards_Q_M_N, valid_Q_M_N)
     Q, M, N = rewards.shape
-    if group not in ("question", "design"):
-        raise ValueError(f"group {group!r}: question or design")
+    assert group in ("question", "design"), group
     G = Q if group == "question" else Q * M
     advantages_G_S = normalise(rewards.reshape(G, -1), valid.reshape(G, -1))
     return advantages_G_S.reshape(Q, M, N).float()

@@ -8,7 +8,7 @@
     Tree         rollout.py    one question with its M designs and N executions of each
     Sample       minibatches   one completion to learn from, with its advantage
 
-What the engine sampled is what the loss sees: no text is ever tokenised again to be trained on.
+What the engine sampled is what GRPO's loss sees: no text is tokenised again.
 
 Test: `pytest tests/test_rollout.py`. Read next: mas.py.
 """
@@ -103,6 +103,7 @@ class Call:
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
+    truncated: bool = False  # cut off
     messages: tuple[dict, ...] = ()  # the conversation that prompt_ids were rendered from
     tool_output: str | None = None  # what its tool call printed, if it made one
     round: int = 0  # agents that are asked at the same time are in the same round
@@ -154,7 +155,7 @@ class Sample:
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    old_logprobs: tuple[float, ...]  # of the policy that sampled it
+    sampler_logprobs: tuple[float, ...]
     advantage: float
     role: str  # "designer" or "executor"
     weight: float = 1.0  # of each of its tokens, in the mean of its role

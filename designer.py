@@ -64,10 +64,12 @@ def block_reference() -> str:
 
 def designer_messages(question: Question) -> list[dict]:
     """The conversation shown to the designer."""
-    tools, blocks = ", ".join(question.tools) or "none", ", ".join(mas.__all__)
+    tools = ", ".join(question.tools) or "none"
+    blocks = ", ".join(mas.__all__)
     documentation = PROMPT.format(reference=block_reference(), example=FIXED_DESIGNS["reflect"])
-    price = f"Price: {question.price:g}. " if question.price else ""
-    if price:
+    price = ""
+    if question.price:
+        price = f"Price: {question.price:g}. "
         documentation += "\nThe price is that of a thousand tokens, where a right answer earns 1."
     first_line = f"{ROLE} {price}Tools of the agents: {tools}. Blocks: {blocks}."
     return [

@@ -1,7 +1,7 @@
 """Evaluation: sets of questions, baselines at the same budget, one question asked and shown.
 
     python eval.py --model DIR --tasks gsm8k,aime24 --modes single,self-consistency,fixed,metaagent
-    python eval.py --engine openai --url http://HOST:8000/v1 --model NAME --tasks livecodebench
+    python eval.py --model http://HOST:8000/v1#NAME --tasks livecodebench    a server's model
     python eval.py --model DIR --ask "What is Feki's boss's code?" --html run.html
     python eval.py --model DIR --serve
 
@@ -43,7 +43,6 @@ import tasks
 from config import is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
-from engines.openai_api import ChatEngine
 from executor import Runtime
 from lib import cli, plugins
 from lib.cli import log
@@ -68,12 +67,12 @@ PORTION = 64  # questions that are answered at the same time
 @dataclass(frozen=True)
 class Config:
     # The model
-    model: str = "tiny"  # folder in Hugging Face format, or Hub id; with openai, its name there
-    designer: str | None = None  # another model for the designer role, or a server's URL
+    model: str = "tiny"
+    """Folder in Hugging Face format, Hub id, or URL of a server with the OpenAI chat API, with
+    #NAME if it has several models; its key: OPENAI_API_KEY."""
+    designer: str | None = None  # another model for the designer role
     executor: str | None = None  # the same for the executor role
-    engine: Literal["hf", "vllm", "openai"] = "hf"
-    """What samples. hf, vllm: in this process. openai: a server with the OpenAI chat API."""
-    url: str = "http://127.0.0.1:8000/v1"  # server URL for --engine openai; key: OPENAI_API_KEY
+    engine: Literal["hf", "vllm"] = "hf"  # what samples from --model, if it is no server
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Precision of the model. auto: bfloat16 on a GPU, else float32."""
     gpu_memory: float = 0.8  # share of the GPU's memory that vllm takes
@@ -98,8 +97,8 @@ class Config:
     designs: int = 1  # M, designs for --ask
     executions: int = 1  # N, executions per design for --ask
     replays: int = 0
-    """Replays of each execution for --ask with --gold, in each of which a call says something else:
-    what the call is worth. And what a design is worth without each of its agents."""
+    """Replays of each execution for --ask with --gold: in each, one call is drawn again, which
+    shows what it is worth. The page also shows each design without each of its agents."""
     html: str | None = None  # file for the run of --ask as a page
     serve: bool = False  # answer questions in a browser, on this machine only
     port: int = 8642  # port for --serve
@@ -208,8 +207,8 @@ class Evaluation:
     ) -> list[Result]:
         """The results in the order of `modes`."""
         votes = [mode for mode in modes if mode in VOTERS]
-        # What self-consistency needs to know its k, even if nobody asked to see it.
         prices = prices if "metaagent" in modes else (0.0,)
+        # Self-consistency needs its tokens to know k, even if nobody asked to see it.
         if "metaagent" in modes or (votes and not vote_tokens):
             for price in prices:
                 await self.answer(name_at(price), None, progress, price=price)
@@ -287,8 +286,8 @@ async def run(config: Config) -> list[Result]:
     shared = None  # what plays the roles that have no model of their own
     if config.designer is None or config.executor is None:
         shared = await load(config, config.model, config.engine)
-    executor = await load(config, config.executor, "hf") if config.executor else shared
-    designer = await load(config, config.designer, "hf") if config.designer else shared
+    executor = await load(config, config.executor) if config.executor else shared
+    designer = await load(config, config.designer) if config.designer else shared
 
     budget = Budget(calls=config.max_calls, reply_tokens=config.reply_tokens)
     results = []
@@ -323,11 +322,8 @@ async def run(config: Config) -> list[Result]:
     return results
 
 
-async def load(config: Config, model: str, kind: str) -> tuple:
+async def load(config: Config, model: str, kind: str = "hf") -> tuple:
     """(engine, policy) of a model. A server is both. Raises UserError."""
-    if kind == "openai":
-        server = ChatEngine(config.url, model)
-        return server, server
     return await open_to_sample(
         model, kind, config.dtype, config.max_length, config.gpu_memory, config.skip_check
     )
@@ -442,7 +438,8 @@ def weights_hash(model: str) -> str:
 
 # Flags that do not change the answers to a question.
 FREE_FLAGS = (
-    *("out", "url", "sandbox", "limit", "modes", "tasks", "data_dir", "prices"),
+    *("out", "sandbox", "gpu_memory", "skip_check"),
+    *("limit", "modes", "tasks", "data_dir", "prices"),
     *("ask", "gold", "designs", "executions", "replays", "html", "serve", "port"),
 )
 

@@ -94,7 +94,7 @@ class Executor:
         return replace(
             self.execution("answered"),
             answer=self.replies[submitted],
-            submitted=sum(number <= submitted for number, _ in self.calls) - 1,
+            submitted=sum(number <= submitted for number, _ in self.calls) - 1,  # its last call
         )
 
     def execution(self, status: str, detail: str = "") -> Execution:
@@ -111,7 +111,8 @@ class Executor:
         if outcome.status in ("timeout", "cpu"):
             return "timeout", f"the script ran longer than {self.budget.script_seconds} s"
         last_line = (outcome.stderr.strip().splitlines() or [outcome.status])[-1][:300]
-        return ("invalid_script" if outcome.status == "invalid" else "crashed"), last_line
+        status = "invalid_script" if outcome.status == "invalid" else "crashed"
+        return status, last_line
 
     async def run_script(self, script: str) -> tuple[int | None, Outcome]:
         """Run it in the sandbox. Returns which reply it submitted, if any, and its outcome."""
@@ -157,6 +158,10 @@ class Executor:
         agents = [self.run_agent(ask, first + i) for i, ask in enumerate(asks)]
         texts = await all_of(agents)
         self.replies += texts
+        for ask, text in zip(asks, texts):  # in the order asked, whoever ended first
+            if ask.memory:
+                said = {"role": "assistant", "content": text}
+                self.memories[ask.agent] += [{"role": "user", "content": ask.text}, said]
 
         answers, groups = await read_answers(self.runtime.sandbox, self.question, texts)
         replies = []
@@ -179,6 +184,7 @@ class Executor:
                 completion_ids=completion.ids,
                 logprobs=completion.logprobs,
                 text=completion.text,
+                truncated=completion.truncated,
                 messages=tuple(messages),
                 round=round,
                 turn=turn,
@@ -196,9 +202,6 @@ class Executor:
             is_last = turn == max_tool_calls - 1
             messages = messages + tool_messages(completion.text, output, is_last)
 
-        if ask.memory:
-            history.append({"role": "user", "content": ask.text})
-            history.append({"role": "assistant", "content": completion.text})
         return completion.text
 
     def record(self, call: Call) -> None:

@@ -4,8 +4,8 @@
     prompt_ids = policy.render([{"role": "user", "content": "What is 6 * 7?"}])
     logprobs_K, entropy_K = CompletionLogprobs(policy)(collate(samples, policy.pad_id))
 
-Rendering is the only way from text to tokens. Sampling is engines/. Shapes: B rows, T positions, V
-vocabulary, H hidden size, K completion tokens.
+Rendering is the only way from a conversation to tokens. Sampling is engines/. Shapes: B rows, T
+positions, V vocabulary, H hidden size, K completion tokens.
 
 Test: `pytest tests/test_policy.py`. Read next: sandbox.py.
 """

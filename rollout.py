@@ -87,7 +87,7 @@ class Rollout:
         """Execute a design once, and grade the answer."""
         execution = await executor(self.runtime, question, seed).execute(design)
         if execution.answer is None:
-            return execution  # reward 0; the status says why there is no answer
+            return execution  # reward 0; the status says why
         try:
             return replace(execution, reward=await self.reward_of(question, execution.answer))
         except InfrastructureError as error:

@@ -273,7 +273,9 @@ class Sandbox:
         # A run in flight holds up to seven descriptors here.
         hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-        for self.level in PROTECTED_LEVELS if self.wanted == "auto" else (self.wanted,):
+        levels = PROTECTED_LEVELS if self.wanted == "auto" else (self.wanted,)
+        for level in levels:
+            self.level = level
             try:
                 await self.start()
                 if self.level in PROTECTED_LEVELS:

@@ -4,7 +4,7 @@
     python sft.py --select F --out FILE.jsonl                  filter and balance them
     python sft.py --model M --data FILE.jsonl --out DIR        fine-tune M on collected samples
     python sft.py --model M --scripted --tasks T --out DIR     fine-tune M on the scripted teacher
-    python sft.py --model M.gguf --out DIR                     write M as a Hugging Face folder
+    python sft.py --model M --out DIR    write M, a .gguf file or an adapter, as a model folder
     python -m tiny.build                                       build the tiny model from nothing
 
 The paper's cold start keeps what a strong teacher did if its run ended in the right answer:
@@ -298,7 +298,7 @@ def samples_to_keep(config: Config, tree: Tree) -> list[dict]:
             continue
         samples = [("designer", designer.designer_messages(tree.question), design.text)]
         for call in execution.calls:
-            if len(call.completion_ids) < config.reply_tokens:  # else it was cut off
+            if not call.truncated:
                 samples.append(("executor", list(call.messages), call.text))
         for role, messages, completion in samples:
             row = {"role": role, "messages": messages, "completion": completion, **source}

@@ -136,9 +136,10 @@ def parse_spec(spec: str) -> tuple[list[tuple[str, float | None]], list[str]]:
     """
     included, excluded = [], []
     in_generators = False  # rg:a,b is rg:a,rg:b
-    for name, mixture in MIXTURES.items():
-        spec = re.sub(rf"(?<![^,]){name}(?![^,])", mixture, spec)
+    items = []
     for item in spec.split(","):
+        items += MIXTURES.get(item.strip(), item).split(",")
+    for item in items:
         item = item.strip()
         if not item:
             continue
@@ -276,7 +277,7 @@ def without(sets: list[list[Question]], name: str, seed: int, data_dir: str | No
     return left
 
 
-def questions_of_step(questions: list[Question], Q: int, step: int, seed: int) -> list[Question]:
+def questions_of_step(questions: list[Question], Q: int, step: int, seed) -> list[Question]:
     """Q questions. Each pass through the set has a seeded order, the same in every run.
 
     A question that comes twice in a step gets another id there, and so samples of its own.

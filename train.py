@@ -73,14 +73,15 @@ class Learner:
         prepared = []
         for minibatch in minibatches:
             micro_batches = make_micro_batches(minibatch.samples, self.max_tokens, self.policy)
-            if len(minibatches) > 1:  # of the policy before the first step
+            if len(minibatches) > 1:  # before a step moves the weights
                 for micro_batch in micro_batches:
-                    micro_batch.keep_old_logprobs(self.model)
+                    micro_batch.keep_trainer_logprobs(self.model)
             prepared.append((minibatch, micro_batches))
-        grad_norms = [self.step(minibatch, parts, stats) for minibatch, parts in prepared]
+        grad_norms = []
+        for minibatch, micro_batches in prepared:
+            grad_norms.append(self.step(minibatch, micro_batches, stats))
         if prepared:
-            _, last = prepared[-1]
-            check_alive(self, last[-1])
+            check_alive(self, micro_batches[-1])
         num_trained = sum(minibatch.num_trained for minibatch in minibatches)
         return {
             **stats.means(len(minibatches), num_trained),
@@ -110,21 +111,24 @@ class Learner:
         logprobs_K, entropy_K = self.model(batch)
         sampler_logprobs_K, advantages_K = micro_batch.per_token(logprobs_K)
         weights_K = minibatch.weights_K(micro_batch.samples, logprobs_K)
-        if micro_batch.old_logprobs_K is None:  # one mini-batch: no step yet
-            micro_batch.old_logprobs_K = logprobs_K.detach()
-        trainer_logprobs_K = micro_batch.old_logprobs_K
+        if micro_batch.trainer_logprobs_K is None:  # one mini-batch: no step yet
+            micro_batch.trainer_logprobs_K = logprobs_K.detach()
+        trainer_logprobs_K = micro_batch.trainer_logprobs_K
 
-        old_logprobs_K, importance_K = sampler_logprobs_K, 1.0
-        if cap := config.importance_cap:
-            old_logprobs_K = trainer_logprobs_K
+        cap = config.importance_cap
+        if cap:
             importance_K = credit.importance_weights(trainer_logprobs_K, sampler_logprobs_K, cap)
+            old_logprobs_K = trainer_logprobs_K
+        else:
+            importance_K = 1.0
+            old_logprobs_K = sampler_logprobs_K
         loss_K, loss_stats = credit.policy_loss(
             logprobs_K,
             old_logprobs_K,
             advantages_K,
-            config.clip[:2],
-            config.dual_clip,
-            [len(sample.completion_ids) for sample in micro_batch.samples],
+            clip=config.clip[:2],
+            dual_clip=config.dual_clip,
+            lengths=[len(sample.completion_ids) for sample in micro_batch.samples],
         )
         loss_K = loss_K * importance_K
         if config.kl:
@@ -186,7 +190,7 @@ class Trainer:
 
         # 1-3. Design, execute, reward
         trees = await self.grow(self.questions_of_step(step), step)
-        num_replaced = await replace_ties(trees, self, step) if config.resample else 0
+        num_replaced = await replace_ties(trees, self, step)
         replays = {}
         if config.executor_credit == "replay" and "executor" in roles:
             replays = await replay_calls(trees, self.rollout, (config.seed, step))
@@ -268,7 +272,7 @@ class Trainer:
             await self.evaluate_if_due()
 
     def questions_of_step(self, step: int, attempt: int = 0) -> list[Question]:
-        """This rank's share of them. attempt: further ones, in another order."""
+        """This rank's questions. attempt: from 1, others to replace ties (--resample)."""
         Q, seed = self.config.questions, self.config.seed
         seed = f"{seed} again {attempt}" if attempt else seed
         return tasks.questions_of_step(self.questions, Q, step, seed)[self.rank :: world_size()]

@@ -374,7 +374,7 @@ def before_and_after(results: dict) -> str:
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     share = change(lambda row, when: row[when]["eval_new_among_right"])
-    lines.append(f"| share of right answers by shapes that nobody showed | | {share} |")
+    lines.append(f"| share of right answers by scripts of unshown shape | | {share} |")
     return "\n".join(lines)
 
 

@@ -176,7 +176,7 @@ def check_alive(learner, micro_batch) -> None:
     """
     policy = learner.policy
     new_logprobs_K, _ = learner.model(micro_batch.batch)
-    before, after = micro_batch.old_logprobs_K.mean().item(), new_logprobs_K.mean().item()
+    before, after = micro_batch.trainer_logprobs_K.mean().item(), new_logprobs_K.mean().item()
     blind = -0.99 * math.log(len(policy.tokenizer))
     is_trained = any(sample.advantage for sample in micro_batch.samples)
     if all_reduce_max(float(is_trained and before > blind and not after > blind)):
@@ -208,7 +208,7 @@ async def disagreement(policy, engine, checkpointing: bool) -> tuple[str, float]
 async def measure(policy, engine, checkpointing: bool) -> dict[str, tuple[float, float]]:
     """By who computed them: difference from the model's own log-probabilities, and its bound."""
     samples = await draw_samples(policy, engine)
-    sampled_K = torch.tensor([logprob for sample in samples for logprob in sample.old_logprobs])
+    sampled_K = torch.tensor([logprob for sample in samples for logprob in sample.sampler_logprobs])
     dtype = torch.promote_types(policy.dtype, torch.float32)
     async with weights_in(dtype, policy, engine):
         exact_K, rows_K = compute(policy, samples, dtype, checkpointing)

@@ -169,19 +169,19 @@ class MicroBatch:
         self.policy = policy
         self.is_empty = is_empty  # nothing but one token that does not count
         self.samples = [sample for row in rows for sample in row.samples]
-        self.old_logprobs_K = None  # of the policy before the update, once they are computed
+        self.trainer_logprobs_K = None  # before the update, once they are computed
 
     @property
     def batch(self) -> Batch:
         return collate_rows(self.rows, self.policy.pad_id, self.policy.device)
 
     @torch.no_grad()
-    def keep_old_logprobs(self, model) -> None:
-        self.old_logprobs_K, _ = model(self.batch)
+    def keep_trainer_logprobs(self, model) -> None:
+        self.trainer_logprobs_K, _ = model(self.batch)
 
     def per_token(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(sampler_logprobs_K, advantages_K), on the device of `like` and as precise."""
-        logprobs = [logprob for s in self.samples for logprob in s.old_logprobs]
+        logprobs = [logprob for s in self.samples for logprob in s.sampler_logprobs]
         advantages = [s.advantage for s in self.samples for _ in s.completion_ids]
         return like.new_tensor(logprobs), like.new_tensor(advantages)
 

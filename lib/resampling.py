@@ -2,7 +2,8 @@
 
 Where all executions of a question got the same reward, every advantage is 0, but for those of
 single calls where replays give them. As in DAPO (arXiv 2503.14476), but with a limit: what is still
-missing after so many attempts stays as it is.
+missing after so many attempts stays as it is. Rewards and shares in the metrics are of the
+questions that stay. Replays of these draw calls with other seeds than their executions.
 
 Test: `pytest tests/test_minibatches.py`. Read next: minibatches.py.
 """

@@ -204,6 +204,7 @@ def test_the_mixture_of_the_paper():
     included, excluded = tasks.parse_spec("paper")
     assert included == [("polaris", 0.5), ("apps@introductory", 0.35), ("codecontests", 0.15)]
     assert excluded == []
+    assert tasks.parse_spec("gsm8k, paper")[0] == [("gsm8k", None), *included]
 
 
 @pytest.mark.parametrize(

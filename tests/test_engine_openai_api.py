@@ -167,7 +167,7 @@ def test_the_command(server, tmp_path):
         "```python\n" + SCRIPT + "\n```" if "Design" in messages[0]["content"] else r"\\boxed{4}"
     )
     (tmp_path / "q.jsonl").write_text(json.dumps({"question": "2 + 2?", "answer": 4}))
-    flags = ["--engine", "openai", "--url", server["url"], "--model", "m", "--samples", "2"]
+    flags = ["--model", server["url"] + "#m", "--samples", "2"]
     flags += ["--tasks", "q.jsonl", "--modes", "single,self-consistency,metaagent", "--out", "out"]
     command = [sys.executable, str(ROOT / "eval.py"), *flags]
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -315,7 +315,7 @@ def test_an_evaluation_goes_on_with_the_same_weights_only(tmp_path):
     with pytest.raises(UserError, match="other settings or weights"):
         evaluation.open_folder(config, out)
     (model / "model.safetensors").write_bytes(b"weights of step 1")
-    evaluation.open_folder(config, out)
+    evaluation.open_folder(replace(config, gpu_memory=0.5), out)
     with pytest.raises(UserError, match="other settings"):
         evaluation.open_folder(replace(config, vote_tokens=3.0), out)
 

@@ -109,6 +109,20 @@ def test_memory_is_per_agent_and_only_when_wanted(policy):
     assert "first" not in engine.prompts[2]
 
 
+def test_memory_is_in_the_order_asked_whoever_answers_first(policy):
+    class SlowAtFirst(Scripted):
+        async def sample(self, *arguments, **options):
+            is_first = not self.prompts
+            completion = await super().sample(*arguments, **options)
+            await asyncio.sleep(0.1 if is_first else 0)
+            return completion
+
+    script = 'a = Agent("a", "i", memory=True)\nask_all([a, a], ["one", "two"])\nsubmit(a("three"))'
+    engines = Scripted(policy, lambda prompt: "said"), SlowAtFirst(policy, lambda prompt: "said")
+    last, other = (execute(policy, script, engine)[1].prompts[-1] for engine in engines)
+    assert last == other and last.index("one") < last.index("two") < last.index("three")
+
+
 def test_a_script_may_be_ordinary_python(policy):
     script = (
         A

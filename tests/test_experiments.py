@@ -241,7 +241,7 @@ def test_tables_of_the_registry():
         "| the best designs (oracle) | 0.55 -> 0.55 (0.55 to 0.55) |",
         "| the best designs, new shapes | 0.75 -> 0.75 (0.75 to 0.75) | 0.50 -> 0.50",
         "| its own designs, new shapes | 0.12 -> 0.12 (0.12 to 0.12) | 0.25 -> 0.25 (0.25 ",
-        "| share of right answers by shapes that nobody showed | | 0.40 -> 0.40 (0.40 to 0.40) |",
+        "| share of right answers by scripts of unshown shape | | 0.40 -> 0.40 (0.40 to 0.40) |",
         "| 3 steps | 0.20 (0.20 to 0.20) |",
         "| collapsed | stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
         "| ended below their start | stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",

@@ -28,7 +28,7 @@ def as_sampled(subject, samples):
     done = []
     for sample in samples:
         logprobs_K, _ = subject.model(collate([sample], subject.policy.pad_id))
-        done.append(replace(sample, old_logprobs=tuple(logprobs_K.tolist())))
+        done.append(replace(sample, sampler_logprobs=tuple(logprobs_K.tolist())))
     return done
 
 
@@ -48,7 +48,7 @@ def test_steps_by_hand(monkeypatch):
         loss = 0.0
         for sample in samples[first : first + 2]:
             logprobs_K, _ = by_hand.model(collate([sample], by_hand.policy.pad_id))
-            for logprob, old in zip(logprobs_K, sample.old_logprobs):
+            for logprob, old in zip(logprobs_K, sample.sampler_logprobs):
                 ratio, advantage = (logprob - old).exp(), sample.advantage
                 kept = ratio.clamp(0.95, 1.05)
                 loss = loss - torch.minimum(ratio * advantage, kept * advantage) / 24
@@ -81,8 +81,8 @@ def test_importance_weights_are_of_the_policy_before_the_first_step(monkeypatch)
     subject = learner(minibatches=4, lr=1e-3, tis=2.0)
     samples = []
     for sample in as_sampled(subject, batch(ADVANTAGES * 2, varied=False)):
-        lower = tuple(logprob - 0.1 for logprob in sample.old_logprobs)
-        samples.append(replace(sample, old_logprobs=lower))
+        lower = tuple(logprob - 0.1 for logprob in sample.sampler_logprobs)
+        samples.append(replace(sample, sampler_logprobs=lower))
     update = subject.update(samples)
     assert len(seen) == 4
     for weights_K in seen:

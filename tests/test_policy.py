@@ -33,7 +33,7 @@ def test_logprobs_of_completions_whatever_the_padding(policy):
         (completion,) = generate(policy, [Request(prompt, 6 + 3 * i, 1.0, i)])
         samples.append(Sample(prompt, completion.ids, completion.logprobs, 1.0, "executor"))
     logprobs_K, entropy_K = CompletionLogprobs(policy)(collate(samples, policy.pad_id))
-    expected = [logprob for sample in samples for logprob in sample.old_logprobs]
+    expected = [logprob for sample in samples for logprob in sample.sampler_logprobs]
     assert torch.allclose(logprobs_K, torch.tensor(expected), atol=1e-4)
     assert len(entropy_K) == len(expected) and (entropy_K >= 0).all()
 

@@ -38,6 +38,7 @@ STEPS = (
     'x = vote([{a}] * 3, "code of " + x)',
     'x = coder(x + " minus 27")',
     'x = old("code of " + x)',
+    'x = ask_all([old, old], ["friend of " + x, "boss of Feki"])[0]',
     'x = ask_all([{a}, {b}], ["friend of Feki", "boss of " + x])[1]',
     'x = reflect({a}, {b}, "code of " + x)',
     'x = debate([{a}, {b}], "friend of " + x)',

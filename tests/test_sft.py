@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import sft
 import tasks
-from data_types import Design, Execution, Tree
+from data_types import Budget, Design, Execution, Tree
 from designer import FIXED_DESIGNS, ROLE
 from lib.errors import EngineError, UserError
 from lib.prefix_sharing import share_prefixes
@@ -112,8 +112,18 @@ def test_only_what_ended_right_is_kept(policy):
     kept = sft.samples_to_keep(sft.Config(), tree)
     assert [row["role"] for row in kept] == ["designer", "executor"]
     (call,) = right.calls
-    cut_off = sft.Config(reply_tokens=len(call.completion_ids))
-    assert [row["role"] for row in sft.samples_to_keep(cut_off, tree)] == ["designer"]
+    assert not call.truncated
+    cut_off = replace(right, calls=(replace(call, truncated=True),))
+    tree = replace(tree, executions=((cut_off,),))
+    assert [row["role"] for row in sft.samples_to_keep(sft.Config(), tree)] == ["designer"]
+
+
+def test_an_execution_knows_which_reply_was_cut_off(policy):
+    script = 'a = Agent("a", "i")\na("one")\nsubmit(a("two"))'
+    budget = Budget(reply_tokens=8)
+    replies = iter(["yes", "yes " * 20])
+    execution, _ = execute(policy, script, lambda prompt: next(replies), budget=budget)
+    assert [call.truncated for call in execution.calls] == [False, True]
 
 
 def test_a_sample_ends_as_the_templates_turns_do(policy, monkeypatch):

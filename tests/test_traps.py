@@ -33,7 +33,7 @@ def test_01_what_is_sampled_is_what_is_scored(policy):
     batch = make_samples(trees, ones[..., 0], ones, {"designer", "executor"})
     assert {sample.role for sample in batch} == {"designer", "executor"}
     logprobs_K, _ = CompletionLogprobs(policy)(collate(batch, policy.pad_id))
-    old_K = torch.tensor([p for sample in batch for p in sample.old_logprobs])
+    old_K = torch.tensor([p for sample in batch for p in sample.sampler_logprobs])
     assert (logprobs_K - old_K).abs().max() < 1e-4
     replies = set()
     for tree in trees:

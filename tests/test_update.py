@@ -105,7 +105,7 @@ def test_a_wrong_sampler_shows_and_is_weighed():
     for sample in batch([1.0, -1.0, 0.5, 0.25]):
         logprobs_K, _ = exact.model(collate([sample], exact.policy.pad_id))
         too_low = tuple(logprob - 0.5 for logprob in logprobs_K.tolist())
-        shifted.append(replace(sample, old_logprobs=too_low))
+        shifted.append(replace(sample, sampler_logprobs=too_low))
     plain, weighed, capped = (learner(tis=tis).update(shifted) for tis in (0.0, 2.0, 1.2))
     assert plain["mismatch_mean"] == pytest.approx(0.5, abs=1e-4)
     assert weighed["mismatch_max"] == pytest.approx(0.5, abs=1e-4)

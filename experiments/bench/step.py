@@ -71,7 +71,7 @@ def make_samples(completions: list[Completion], prompts: list[tuple]) -> list[Sa
         sample = Sample(
             prompt_ids=prompts[i // M],
             completion_ids=completion.ids,
-            old_logprobs=completion.logprobs,
+            sampler_logprobs=completion.logprobs,
             advantage=advantages[i],
             role="designer",
         )
