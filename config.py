@@ -214,6 +214,7 @@ PAPER = replace(
     steps=400,
     questions=8,
     phase_steps=30,
+    save_every=10,
     lr=5e-6,
     lora=0,
     warmup=10,

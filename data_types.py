@@ -158,7 +158,7 @@ class Sample:
     sampler_logprobs: tuple[float, ...]
     advantage: float
     role: str  # "designer" or "executor"
-    weight: float = 1.0  # of each of its tokens, in the mean of its role
+    weight: float = 1.0  # of each token, in its role's mean
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)

@@ -196,7 +196,7 @@ class Trainer:
             replays = await replay_calls(trees, self.rollout, (config.seed, step))
         self.clock.lap("rollout")
         rewards_Q_M_N, valid_Q_M_N = stack_rewards(trees)
-        launch.check_infrastructure(trees, self)
+        await launch.check_infrastructure(trees, self)
         self.clock.lap("ranks")
 
         # 4-5. Credit
@@ -286,7 +286,7 @@ class Trainer:
         if self.step == 0 or self.is_due(self.config.eval_every):
             evaluation = await evaluate_heldout(self)
             self.records.add_evaluation(evaluation)
-            launch.keep_best(self, evaluation)
+            await launch.keep_best(self, evaluation)
 
     def save_checkpoint(self) -> None:
         checkpoint.save(self.out, self.learners, self.step, is_writer=self.rank == 0)

@@ -186,7 +186,9 @@ class MathWorker:
         try:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
-            if select.select([self.process.stdout], [], [], seconds)[0]:
+            ready = select.poll()  # select.select takes no descriptor above 1023
+            ready.register(self.process.stdout, select.POLLIN)
+            if ready.poll(1000 * seconds):
                 return json.loads(self.process.stdout.readline() or b"null")
         except BrokenPipeError:
             pass

@@ -11,11 +11,13 @@ import json
 import logging
 import resource
 import sys
+import time
 
 import sympy
 from math_verify import parse, verify
 
 MEMORY = 4 << 30  # bytes of address space
+CPU_SECONDS = 10  # of a check, then the system ends this process: who asked may be gone
 SMALL = 1e-2  # numbers below it have to agree relatively, too
 TOLERANCE = 1e-6  # relative
 
@@ -54,6 +56,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         question = json.loads(line)
+        limit = int(time.process_time()) + CPU_SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         try:
             result = question is not None and check(*question)
         except Exception:  # boundary: sympy may raise anything on a model's text; then it is wrong

@@ -25,8 +25,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from data_types import Completion
 from lib import lora
+from lib.cli import log
 from lib.distributed import iterate_weights
-from lib.errors import EngineError, PromptTooLong, UserError
+from lib.errors import EngineError, PromptTooLong, RankError, UserError
 
 MAX_BATCH = 256  # sequences at the same time
 CPU_MEMORY_SHARE = 0.2  # of gpu_memory, on a CPU: its memory is everybody's
@@ -65,7 +66,7 @@ class VLLMEngine:
             gpu_memory: share of the GPU's memory, for weights and cache.
 
         Raises:
-            UserError: vLLM is not installed, or can't start.
+            UserError: vLLM is not installed, or can't start on this rank.
         """
         vllm = import_vllm()
         base = lora.base_of(policy.path)
@@ -87,8 +88,9 @@ class VLLMEngine:
         try:
             self.engine = self.thread.submit(vllm.LLMEngine.from_engine_args, arguments).result()
         except (ValueError, RuntimeError) as error:  # too little memory has both names
+            log.error("vLLM", exc_info=True)
             problem = " ".join(str(error).split())[:200]
-            raise UserError(
+            raise RankError(
                 f"--engine vllm: cannot start ({problem}); does --gpu-memory {gpu_memory} leave "
                 f"room for the weights and a --max-length of {policy.max_length} tokens?"
             ) from error
@@ -188,8 +190,7 @@ class VLLMEngine:
             try:
                 finished = await loop.run_in_executor(self.thread, self.step, inbox)
             except Exception as error:  # boundary to vLLM, whose errors have no common base
-                problem = " ".join(str(error).split())[:250]
-                self.broken = f"vLLM failed: {type(error).__name__}: {problem}"
+                self.fail(error)
                 finished = [(name, EngineError(self.broken)) for name in self.waiting]
             for name, result in finished:
                 future = self.waiting.pop(name, None)
@@ -199,6 +200,12 @@ class VLLMEngine:
                     future.set_exception(result)
                 else:
                     future.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """From now on it is out of order, which `sample` says; all ranks save and stop then."""
+        log.error("vLLM", exc_info=error)
+        problem = " ".join(str(error).split())[:250]
+        self.broken = f"vLLM failed: {type(error).__name__}: {problem}"
 
     def step(self, inbox: list) -> list:
         """In the thread: take in what came, step once. Returns (name, result) of what ended."""
@@ -240,16 +247,35 @@ class VLLMEngine:
         if self.pump is not None:
             await self.pump
         if self.on_gpu and not self.broken:
-            await asyncio.get_running_loop().run_in_executor(self.thread, self.engine.sleep, 2)
-            self.is_asleep = True
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self.thread, self.engine.sleep, 2)
+                self.is_asleep = True
+            except Exception as error:  # boundary to vLLM
+                self.fail(error)
 
     def update_weights(self, weights) -> None:
-        """Take the trainer's weights, and forget what the old ones computed."""
-        if self.broken:
-            for _ in weights:  # where ranks hold parts, each pass gathers: no rank may leave it out
-                pass
-            return
-        self.thread.submit(self.take_weights, weights).result()
+        """Take the trainer's weights, and forget what the old ones computed.
+
+        Raises what `weights` raises. Where vLLM fails, it is out of order.
+        """
+        is_complete = False
+
+        def all_weights():
+            nonlocal is_complete
+            yield from weights
+            is_complete = True
+
+        left = all_weights()
+        if not self.broken:
+            try:
+                self.thread.submit(self.take_weights, left).result()
+            except Exception as error:  # boundary to vLLM: families differ in what they can take
+                self.fail(error)
+        for _ in left:  # where ranks hold parts, each pass gathers: no rank may leave it out
+            pass
+        if not is_complete:
+            raise EngineError(self.broken)
 
     def take_weights(self, weights) -> None:
         """In the thread; so are the gathers of --shard, which `weights` makes on the way."""
@@ -258,13 +284,7 @@ class VLLMEngine:
             self.engine.wake_up(["weights"])
         (has_head,) = self.engine.apply_model(lambda model: hasattr(model, "lm_head"))
         in_files = self.as_in_files(weights, has_head)
-        try:
-            self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": in_files})
-        except Exception as error:  # boundary to vLLM: families differ in what they can take
-            for _ in in_files:  # the other ranks wait
-                pass
-            problem = " ".join(str(error).split())[:250]
-            raise EngineError(f"vLLM cannot take the weights of this model: {problem}") from error
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": in_files})
         if self.is_asleep:
             self.engine.wake_up(["kv_cache"])
             self.is_asleep = False

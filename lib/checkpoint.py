@@ -11,6 +11,7 @@ A kill at any moment leaves a complete one, the new or the old.
 Test: `pytest tests/test_checkpoint.py`. Read next: records.py.
 """
 
+import asyncio
 import os
 import pathlib
 import shutil
@@ -18,7 +19,7 @@ from dataclasses import asdict
 
 import torch
 
-from lib.distributed import gather_optimizer, gather_weights, restore_optimizer
+from lib.distributed import gather_optimizer, gather_weights, iterate_weights, restore_optimizer
 from lib.errors import UserError
 from lib.shapes import copy_shapes
 
@@ -123,8 +124,13 @@ def read(folder: pathlib.Path) -> dict:
 
 
 def restore(state: dict, learner) -> int:
-    """Load all but the weights, which are the checkpoint's model. Returns the updates done."""
+    """Load all but the weights, which are the checkpoint's model. Returns the updates done.
+
+    Meanwhile the engine sleeps: where weights are divided, torch has the moments twice for a while.
+    """
     model, optimizer = learner.policy.model, learner.optimizer
+    asyncio.run(learner.engine.sleep())
     restore_optimizer(model, optimizer, state["optimizer"], learner.is_sharded)
+    learner.engine.update_weights(iterate_weights(model, learner.policy.dtype))
     torch.set_rng_state(state["rng"])
     return state["step"]

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 
 import tyro
 import yaml
@@ -108,7 +109,29 @@ class Console(logging.StreamHandler):
 
 
 def command(main) -> None:
-    """Run `main(argv)` as a program: one line and exit code 2 for bad input."""
+    """Run `main(argv)` as a program: one line and exit code 2 for bad input.
+
+    Of several ranks, one that fails ends here at once. What Python does at the end of a process
+    would take NCCL down, which waits for the other ranks; and they wait for this one.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return run_command(main)
+    try:
+        return run_command(main)
+    except SystemExit as stop:
+        if not stop.code:  # as after --help
+            raise
+        code = stop.code
+    except BaseException:  # boundary: the process ends
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_command(main) -> None:
+    """Run `main(argv)`. Raises SystemExit after a failure, and what is nobody's fault as it is."""
     console = Console(sys.stdout)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console])
     for noisy in ("httpx", "transformers", "datasets", "reasoning_gym", "matplotlib"):
@@ -165,6 +188,7 @@ def load_device() -> str:
     import torch
 
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length; vLLM wants it so
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 

@@ -3,6 +3,7 @@
 Test: `pytest tests/test_train.py`. Read next: metrics.py.
 """
 
+import asyncio
 import copy
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ from lib.launch import check_infrastructure
 from lib.metrics import by_family, design_metrics, execution_stats, mean
 from lib.shapes import shape, shape_hash
 
+MAX_AT_ONCE = 256  # executions on a rank, but for the questions of one job
 NUM_EXAMPLES = 5  # new designs that are written out
 
 
@@ -25,8 +27,12 @@ async def evaluate_heldout(trainer) -> dict:
     """
     config = trainer.config
     is_end = trainer.step in (0, config.steps)
-    trees, stats, num_failed = await answer(trainer, trainer.fixed_design)
-    _, greedy, num_failed_greedy = await answer(trainer, trainer.fixed_design, temperature=0.0)
+    by_hand = tasks.designs_by_hand(config.tasks) if is_end else {}
+    jobs = [(trainer.fixed_design, temperature) for temperature in (1.0, 0.0)]
+    jobs += [(script, temperature) for temperature in (1.0, 0.0) for script in by_hand.values()]
+    answers = await answer_all(trainer, jobs)
+    trees, stats, num_failed = answers[0]
+    _, greedy, num_failed_greedy = answers[1]
     designs = design_metrics(stats, trainer.shown)
     evaluation = {
         "eval_accuracy": mean(s.eval_score for s in stats),
@@ -43,31 +49,43 @@ async def evaluate_heldout(trainer) -> dict:
     if not is_end:
         return evaluation
 
-    for key, temperature in (("eval_fixed", 1.0), ("eval_fixed_greedy", 0.0)):
+    of_hand = iter(answers[2:])
+    for key in ("eval_fixed", "eval_fixed_greedy"):
         evaluation[key], evaluation[f"{key}_families"] = {}, {}
-        for name, script in tasks.designs_by_hand(config.tasks).items():
-            _, stats, _ = await answer(trainer, script, temperature)
+        for name in by_hand:
+            _, stats, _ = next(of_hand)
             evaluation[key][name] = mean(s.eval_score for s in stats)
             evaluation[f"{key}_families"][name] = accuracy_by_family(stats)
     return evaluation
 
 
-async def answer(trainer, script, temperature: float = 1.0) -> tuple[list[Tree], list, int]:
-    """One answer to each question. script: as for Rollout.rollout.
+async def answer_all(trainer, jobs: list[tuple]) -> list[tuple[list[Tree], list, int]]:
+    """One answer to each question in each job, (script as for Rollout.rollout, temperature).
 
-    Returns this rank's trees, and of all ranks: the statistics of the executions that count, and
-    how many do not, as the infrastructure failed. Collective. Raises AllRanksStop if none counts.
+    Many jobs at a time: the last answers of each would leave a GPU idle. Returns for each job this
+    rank's trees, and of all ranks: the statistics of the executions that count, and how many do
+    not, as the infrastructure failed. Collective. Raises AllRanksStop if none counts.
     """
     rollout = copy.copy(trainer.rollout)
     rollout.stop_at_failure = True  # of a program's tests: an answer is right or not
-    rollout.runtime = replace(rollout.runtime, temperature=temperature)
     questions = trainer.heldout_questions[trainer.rank :: world_size()]
     seed = (trainer.config.seed, "held-out")
-    trees = await rollout.rollout(questions, 1, 1, seed, script)
-    check_infrastructure(trees, trainer)
-    stats = all_gather(execution_stats(trees))
-    counting = [s for s in stats if s.valid]
-    return trees, counting, len(stats) - len(counting)
+
+    async def answer(script, temperature: float) -> list[Tree]:
+        at_temperature = copy.copy(rollout)
+        at_temperature.runtime = replace(rollout.runtime, temperature=temperature)
+        return await at_temperature.rollout(questions, 1, 1, seed, script)
+
+    answers = []
+    num_jobs = max(1, MAX_AT_ONCE // max(1, len(questions)))
+    for first in range(0, len(jobs), num_jobs):
+        some = jobs[first : first + num_jobs]
+        for trees in await asyncio.gather(*(answer(*job) for job in some)):
+            await check_infrastructure(trees, trainer)
+            stats = all_gather(execution_stats(trees))
+            counting = [s for s in stats if s.valid]
+            answers.append((trees, counting, len(stats) - len(counting)))
+    return answers
 
 
 def accuracy_by_family(stats: list) -> dict[str, float]:

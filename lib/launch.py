@@ -23,7 +23,7 @@ from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
 from engines.openai_api import open_server
-from lib import checkpoint, cli, distributed, lora, plugins
+from lib import checkpoint, cli, distributed, lora, plugins, replay
 from lib.cli import flag_name, log
 from lib.errors import AllRanksStop, InfrastructureError, RankError, UserError
 from lib.files import atomic_write, complete_lines
@@ -69,7 +69,7 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
     device = cli.load_device()
     if device != "cpu":
         torch.cuda.set_device(device)
-    distributed.join(world, timeout_seconds=600 + 4 * Budget.seconds)
+    distributed.join(world, timeout_seconds=longest_wait(config))
     out = open_folder(config, rank)
     names = plugins.load(config.plugin, out if rank == 0 else None)
     if "executor_advantages" in names and config.executor_credit == "replay":
@@ -272,11 +272,19 @@ def batch_tokens(config, policy: Policy) -> int:
     return config.batch_tokens or min(policy.max_length, longest)
 
 
+def longest_wait(config) -> float:
+    """Seconds that a rank may wait for the others: each rollout may take a whole Budget.seconds."""
+    num_rollouts = 4 + config.resample
+    if config.executor_credit == "replay":
+        num_rollouts += replay.MAX_REPLAYS
+    return 600 + num_rollouts * Budget.seconds
+
+
 def execution_budget(config) -> Budget:
     return Budget(calls=config.max_calls, reply_tokens=config.reply_tokens)
 
 
-def check_infrastructure(trees: list[Tree], trainer) -> None:
+async def check_infrastructure(trees: list[Tree], trainer) -> None:
     """If an engine is out of order, or no execution valid, save what is done and stop. Collective.
 
     All ranks stop together: one that left alone would keep the others waiting for hours. Raises
@@ -291,12 +299,13 @@ def check_infrastructure(trees: list[Tree], trainer) -> None:
         ]
     failures = distributed.all_gather(failures)
     if failures:
+        await sleep(trainer)
         trainer.save_checkpoint()
         saved = f"{trainer.step} steps are saved"
         raise AllRanksStop(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
 
 
-def keep_best(trainer, evaluation: dict) -> None:
+async def keep_best(trainer, evaluation: dict) -> None:
     """Save the models if no earlier evaluation was as good, that of the start included. Collective.
 
     Good is accuracy at temperature 0, less what tokens cost. A resumed run knows the earlier ones
@@ -315,7 +324,15 @@ def keep_best(trainer, evaluation: dict) -> None:
     best = max(distributed.all_gather(earlier))
     trainer.best_accuracy = max(best, accuracy)
     if trainer.step and accuracy > best:
+        await sleep(trainer)
         checkpoint.save_best(trainer.out, trainer.learners, trainer.step, trainer.rank == 0)
+        trainer.publish()
+
+
+async def sleep(trainer) -> None:
+    """Parts are gathered while the engines sleep: a GPU may not have room for both."""
+    for learner in trainer.learners:
+        await learner.engine.sleep()
 
 
 def read_rows(out: pathlib.Path) -> list[dict]:

@@ -115,14 +115,11 @@ async def check_updates(policy, engine) -> None:
     """
     if getattr(engine, "model", None) is policy.model:
         return
-    try:
-        scale_weights(policy.model, 0.5)
-        engine.update_weights(iterate_weights(policy.model, policy.dtype))
-        why, _ = await disagreement(policy, engine, False)
-        scale_weights(policy.model, 2)
-        engine.update_weights(iterate_weights(policy.model, policy.dtype))
-    except EngineError as error:
-        why = str(error)
+    scale_weights(policy.model, 0.5)
+    engine.update_weights(iterate_weights(policy.model, policy.dtype))
+    why, _ = await disagreement(policy, engine, False)
+    scale_weights(policy.model, 2)
+    engine.update_weights(iterate_weights(policy.model, policy.dtype))
     if why:
         raise UserError(
             f"--model {policy.path}: new weights don't get to the engine ({why}). "

@@ -151,6 +151,39 @@ def test_a_replay_says_the_same(policy, engine):
     assert sum(said(one) == said(other) for one, other in zip(first, afresh)) >= 38
 
 
+def test_weights_that_vllm_does_not_take_break_the_engine_and_no_gather_is_left_out(
+    policy, engine, monkeypatch
+):
+    gathered = []
+
+    def weights(missing=()):
+        for name, tensor in policy.model.state_dict().items():
+            if name in missing:
+                raise RuntimeError("no gather, on purpose")
+            gathered.append(name)
+            yield name, tensor
+
+    def fails(method, kwargs):
+        next(kwargs["weights_iterator"])
+        raise RuntimeError("shapes differ, on purpose")
+
+    monkeypatch.setattr(engine.engine, "collective_rpc", fails)
+    for _ in range(2):  # also when it is broken already
+        gathered.clear()
+        engine.update_weights(weights())
+        assert gathered == list(policy.model.state_dict())
+        with pytest.raises(EngineError, match="shapes differ"):
+            asyncio.run(engine.sample((5, 6), 4, 0))
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "broken", "")
+    with pytest.raises(EngineError, match="no gather"):
+        engine.update_weights(weights(missing=gathered[2]))
+    monkeypatch.setattr(engine, "broken", "")
+    engine.update_weights(weights())
+    asked, completions = asyncio.run(sample_some(engine, policy, 2))
+    assert max(gaps(policy, asked, completions)) < 1e-3
+
+
 def test_an_engine_that_fails_tells_everybody_who_waits(policy, engine, monkeypatch):
     def fails():
         raise RuntimeError("device lost, on purpose")

@@ -1,10 +1,15 @@
 """Math answers: firm cases get their verdicts, nothing hangs, and no answer is ever run."""
 
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import ROOT, SHARED, needs_shared
 
 import tasks
 from benchmarks.math_grading import (
@@ -102,6 +107,31 @@ def test_a_worker_that_is_too_slow_or_dead_is_replaced():
         assert worker.check(r"\frac{1}{2}", r"\frac{2}{4}")
     finally:
         worker.close()
+
+
+def test_a_worker_that_nobody_waits_for_ends():
+    """Its trainer was killed while it was busy."""
+    program = "import math_worker; math_worker.CPU_SECONDS = 1; math_worker.main()"
+    question = json.dumps([r"\sqrt{2}", "9^{9^{9}}"]).encode() + b"\n"
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT / "benchmarks", input=question, timeout=60
+    )
+    assert process.returncode == -signal.SIGXCPU
+
+
+def test_it_is_asked_beside_a_thousand_open_files():
+    """A rollout of many executions has as many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2000), hard))
+    worker = MathWorker()
+    files = [open(os.devnull) for _ in range(1100)]
+    try:
+        assert worker.check(r"\frac{1}{2}", r"\frac{2}{4}")
+    finally:
+        for file in files:
+            file.close()
+        worker.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @needs_shared
