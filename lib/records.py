@@ -12,6 +12,7 @@ Test: `pytest tests/test_train.py`. Read next: plots.py.
 import contextlib
 import json
 import pathlib
+import sys
 import time
 from dataclasses import asdict
 
@@ -133,6 +134,8 @@ class Records:
             self.report()
 
     def close(self) -> None:
+        if self.is_writer:
+            self.tracker.close(has_failed=sys.exception() is not None)
         for file in self.files.values():
             with contextlib.suppress(OSError):  # what could not be written has been said
                 file.close()

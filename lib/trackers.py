@@ -60,6 +60,9 @@ class Tracker:
     def designs(self, episode: dict, step: int) -> None:
         pass
 
+    def close(self, has_failed: bool) -> None:
+        """Send what is left. A rank that fails ends at once, without Python's clean-up."""
+
 
 class TensorBoardTracker(Tracker):
     def __init__(self, out: pathlib.Path, flags: dict):
@@ -79,6 +82,9 @@ class TensorBoardTracker(Tracker):
             code = script.replace("|", "\\|").replace("\n", "<br>")
             lines.append(f"| {question} | {code} | {' | '.join(map(str, numbers))} |")
         self.writer.add_text("designs", "\n".join(lines), step)
+
+    def close(self, has_failed: bool) -> None:
+        self.writer.close()
 
 
 class WandbTracker(Tracker):
@@ -104,3 +110,6 @@ class WandbTracker(Tracker):
     def designs(self, episode: dict, step: int) -> None:
         table = self.wandb.Table(columns=COLUMNS, data=rows_of(episode))
         self.run.log({"designs": table}, step=step)
+
+    def close(self, has_failed: bool) -> None:
+        self.run.finish(exit_code=int(has_failed))

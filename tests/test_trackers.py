@@ -25,12 +25,16 @@ class FakeWandb:
         self.problem = problem
         self.opened = []
         self.logged = []
+        self.codes = []
 
     def init(self, **options):
         if self.problem:
             raise self.Error(self.problem)
         self.opened.append(options)
-        return SimpleNamespace(log=lambda values, step: self.logged.append((step, values)))
+        return SimpleNamespace(
+            log=lambda values, step: self.logged.append((step, values)),
+            finish=lambda exit_code: self.codes.append(exit_code),
+        )
 
     def Table(self, columns, data):
         return columns, data
@@ -52,6 +56,8 @@ def test_a_resumed_run_goes_on_in_the_same_run_at_wandb(tmp_path, monkeypatch):
         (3, {"train/reward": 0.5, "eval/greedy": 0.25}),
         (3, {"designs": table}),
     ]
+    tracker.close(has_failed=True)
+    assert wandb.codes == [1]
 
 
 def test_a_login_that_is_missing_is_one_line(tmp_path, monkeypatch):
@@ -73,6 +79,9 @@ def test_tensorboard(tmp_path, monkeypatch):
 
         add_scalar = add_text
 
+        def close(self):
+            sent.append("closed")
+
     module = SimpleNamespace(SummaryWriter=Writer)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     tracker = open_tracker("tensorboard", tmp_path, {"steps": 5})
@@ -81,6 +90,8 @@ def test_tensorboard(tmp_path, monkeypatch):
     assert sent[0] == tmp_path / "tensorboard" and "| steps | 5 |" in sent[1][1]
     assert ("eval/greedy", 0.25, 3) in sent
     assert "a = 1<br>submit(a \\| b)" in sent[-1][1] and sent[-1][2] == 3
+    tracker.close(has_failed=False)
+    assert sent[-1] == "closed"
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
