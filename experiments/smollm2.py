@@ -2,6 +2,7 @@
 
     python -m experiments.smollm2 --cold-start FILE.jsonl    samples for sft.py --data
     python -m experiments.smollm2 --screen MODEL             designs by hand, on each family
+    python -m experiments.smollm2 --chosen MODEL             how likely each design is, by family
     python -m experiments.smollm2 --compare A:metaagent B:coder    folders of eval.py and modes
     python train.py --plugin experiments/smollm2.py --tasks capitals ...
 
@@ -29,6 +30,8 @@ import re
 import statistics
 from dataclasses import dataclass
 
+import torch
+
 import designer
 from data_types import Budget, Question
 from engines.hf import HFEngine
@@ -41,9 +44,10 @@ from lib.files import atomic_write, read_jsonl
 from lib.metrics import mean
 from lib.plugins import install
 from lib.split import held_out
-from policy import Policy
+from policy import CompletionLogprobs, Policy, collate
 from rollout import Rollout
 from sandbox import Sandbox
+from sft import encode
 from tiny.teacher import messages_to
 
 CAPITALS = dict(
@@ -112,7 +116,8 @@ class Config:
     cold_start: str | None = None  # file for the samples of the scripted teacher
     samples: int = 1600  # number of these samples
     screen: str | None = None  # model whose hand-written designs are measured on each family
-    limit: int = 40  # held-out questions of each family for --screen
+    chosen: str | None = None  # model that is asked how likely it writes each hand-written design
+    limit: int = 40  # held-out questions of each family for --screen and --chosen
     compare: tuple[str, ...] = ()  # two of eval.py's folders and modes, as DIR:MODE
     seed: int = 0  # random seed
 
@@ -301,6 +306,29 @@ async def screen(model: str, limit: int, seed: int) -> None:
                 log.info(f"| {family} | {' | '.join(f'{score:.2f}' for score in scores)} |")
 
 
+def chosen(model: str, limit: int, seed: int) -> None:
+    """How likely the designer is to write each hand-written design, by family."""
+    policy = Policy(cli.model_path(model))
+    log.info(f"| chosen | {' | '.join(DESIGNS)} |")
+    for family in FAMILIES:
+        questions = questions_of((family,), "heldout", seed, limit)
+        likely = [design_probabilities(policy, question) for question in questions]
+        means = [mean(of_design) for of_design in zip(*likely)]
+        log.info(f"| {family} | {' | '.join(f'{probability:.2f}' for probability in means)} |")
+
+
+@torch.no_grad()
+def design_probabilities(policy: Policy, question: Question) -> list[float]:
+    """Of each hand-written design, to the letter."""
+    rows = []
+    for design in DESIGNS.values():
+        rows.append(("designer", designer_messages(question), f"```python\n{design}\n```"))
+    samples = encode(policy, rows, policy.max_length)
+    logprobs_K, _ = CompletionLogprobs(policy)(collate(samples, policy.pad_id))
+    of_designs = logprobs_K.split([len(sample.completion_ids) for sample in samples])
+    return [logprobs.double().sum().exp().item() for logprobs in of_designs]
+
+
 # -------------------------------------------------------------------------------------- comparison
 
 
@@ -348,10 +376,12 @@ def main(argv: list[str]) -> None:
         log.info(f"{path}: {len(rows)} samples")
     elif config.screen:
         asyncio.run(screen(config.screen, config.limit, config.seed))
+    elif config.chosen:
+        chosen(config.chosen, config.limit, config.seed)
     elif len(config.compare) == 2:
         log.info(compare(*config.compare))
     else:
-        raise UserError("name --cold-start FILE, --screen MODEL or --compare DIR:MODE DIR:MODE")
+        raise UserError("name --cold-start, --screen, --chosen or --compare; --help says more")
 
 
 if __name__ == "__main__":

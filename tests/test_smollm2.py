@@ -1,11 +1,13 @@
 """The questions and the scripted teacher of the study of a real model."""
 
+import math
 import random
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from data_types import Question
@@ -68,6 +70,22 @@ def test_the_teacher_gives_the_choice_of_the_design_to_nobody():
         texts = designs[words]
         share = sum(smollm2.DESIGNS[name] in text for text in texts) / len(texts)
         assert share < 1 / len(smollm2.DESIGNS), (name, share)
+
+
+def test_how_likely_designs_are_is_what_is_sampled(policy):
+    """The product over the tokens of a design and its end, whatever else is in the batch."""
+    question = smollm2.capitals("heldout", 0, 1)[0]
+    names = list(smollm2.DESIGNS)
+    likely = dict(zip(names, smollm2.design_probabilities(policy, question)))
+    text = f"```python\n{smollm2.DESIGNS['chain']}\n```"
+    ids = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
+    prompt_ids = policy.render(smollm2.designer_messages(question))
+    with torch.no_grad():
+        logits_T_V = policy.model(torch.tensor([[*prompt_ids, *ids]])).logits[0]
+    logprobs = logits_T_V.log_softmax(-1)[len(prompt_ids) - 1 : -1]
+    expected = sum(logprobs[place, token].item() for place, token in enumerate(ids))
+    assert math.log(likely["chain"]) == pytest.approx(expected, abs=1e-3)
+    assert len(likely) == len(names) and likely["chain"] < likely["single"]
 
 
 @pytest.mark.parametrize("said, score", [("\\boxed{Lima}", 1), ("\\boxed{Mali}", 0), ("Lima", 0)])
