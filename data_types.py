@@ -103,12 +103,12 @@ class Call:
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
-    truncated: bool = False  # cut off
     messages: tuple[dict, ...] = ()  # the conversation that prompt_ids were rendered from
     tool_output: str | None = None  # what its tool call printed, if it made one
     round: int = 0  # agents that are asked at the same time are in the same round
     turn: int = 0  # an agent that called a tool speaks again: turn 1, 2, ...
     number: int = 0  # which ask of the script it answers: 0, 1, ...
+    truncated: bool = False  # cut off
 
     @property
     def prompt(self) -> str:

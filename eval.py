@@ -438,7 +438,7 @@ def weights_hash(model: str) -> str:
 
 # Flags that do not change the answers to a question.
 FREE_FLAGS = (
-    *("out", "sandbox", "gpu_memory", "skip_check"),
+    *("out", "sandbox", "gpu_memory"),
     *("limit", "modes", "tasks", "data_dir", "prices"),
     *("ask", "gold", "designs", "executions", "replays", "html", "serve", "port"),
 )
@@ -455,8 +455,10 @@ def open_folder(config: Config, out: pathlib.Path) -> None:
     wanted = settings(config) | weights
     path = out / "config.json"
     if path.exists():
-        # A flag that is newer than the folder had its default there.
-        saved = settings(Config()) | weights | json.loads(path.read_text())
+        # A flag that is newer than the folder had its default there; older ones may be gone.
+        old = json.loads(path.read_text())
+        old = {name: value for name, value in old.items() if name in wanted}
+        saved = settings(Config()) | weights | old
         if saved != wanted:
             raise UserError(
                 f"--out {out}: holds an evaluation with other settings or weights ({path}); "

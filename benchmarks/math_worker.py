@@ -54,10 +54,14 @@ def same_small_number(gold: sympy.Expr, answer: sympy.Expr) -> bool:
 def main() -> None:
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard_limit = resource.getrlimit(resource.RLIMIT_CPU)[1]
     for line in sys.stdin:
         question = json.loads(line)
         limit = int(time.process_time()) + CPU_SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        if hard_limit != resource.RLIM_INFINITY:
+            limit = min(limit, hard_limit)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, hard_limit))
         try:
             result = question is not None and check(*question)
         except Exception:  # boundary: sympy may raise anything on a model's text; then it is wrong

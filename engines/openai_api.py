@@ -1,4 +1,4 @@
-"""The `openai` engine: a server with the OpenAI chat API (vLLM's, llama.cpp's, any other).
+"""A server with the OpenAI chat API as an engine (vLLM's, llama.cpp's, any other).
 
     engine = ChatEngine("http://127.0.0.1:8000/v1", model="...")
 

@@ -259,12 +259,15 @@ class VLLMEngine:
 
         Raises what `weights` raises. Where vLLM fails, it is out of order.
         """
-        is_complete = False
+        failed = None
 
         def all_weights():
-            nonlocal is_complete
-            yield from weights
-            is_complete = True
+            nonlocal failed
+            try:
+                yield from weights
+            except Exception as error:  # boundary: told from what vLLM raises
+                failed = error
+                raise
 
         left = all_weights()
         if not self.broken:
@@ -274,8 +277,8 @@ class VLLMEngine:
                 self.fail(error)
         for _ in left:  # where ranks hold parts, each pass gathers: no rank may leave it out
             pass
-        if not is_complete:
-            raise EngineError(self.broken)
+        if failed is not None:
+            raise failed
 
     def take_weights(self, weights) -> None:
         """In the thread; so are the gathers of --shard, which `weights` makes on the way."""

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 import traceback
 
 import tyro
@@ -24,6 +25,9 @@ from lib.errors import RankError, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 log = logging.getLogger("metaagent")
+
+# torchrun ends the first rank as soon as another one ends, and the first has to say why.
+SECONDS_TO_SPEAK = 20.0
 
 # What a file system says to a user: no space, no permission, a file where a folder should be ...
 USER_ERRNOS = (
@@ -121,13 +125,15 @@ def command(main) -> None:
     except SystemExit as stop:
         if not stop.code:  # as after --help
             raise
-        code = stop.code
+        code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:  # boundary: the process ends
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also where the disk is full
+        os._exit(code)
 
 
 def run_command(main) -> None:
@@ -158,6 +164,8 @@ def run_command(main) -> None:
         for handler in log.handlers:  # the run's log file
             handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, problem, (), None))
         sys.stderr.write(f"{pathlib.Path(sys.argv[0]).name}: {' '.join(problem.split())}\n")
+    else:
+        time.sleep(SECONDS_TO_SPEAK)
     sys.exit(2)
 
 

@@ -15,7 +15,7 @@ from lib.launch import check_infrastructure
 from lib.metrics import by_family, design_metrics, execution_stats, mean
 from lib.shapes import shape, shape_hash
 
-MAX_AT_ONCE = 256  # executions on a rank, but for the questions of one job
+MAX_AT_ONCE = 256  # executions at a time on a rank, if one job has no more
 NUM_EXAMPLES = 5  # new designs that are written out
 
 

@@ -80,9 +80,9 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
         cli.log_to(out / "log.txt")
         log.info(f"flags: {flags_text(config, presets[config.preset])}")
     trainer = trainer_class(config, out, rank, device)
-    if rank == 0:
-        check_questions(out, trainer.questions + trainer.heldout_questions)
     try:
+        if rank == 0:
+            check_questions(out, trainer.questions + trainer.heldout_questions)
         asyncio.run(run(trainer))
     except AllRanksStop as error:
         raise UserError(str(error)) from None
@@ -273,8 +273,11 @@ def batch_tokens(config, policy: Policy) -> int:
 
 
 def longest_wait(config) -> float:
-    """Seconds that a rank may wait for the others: each rollout may take a whole Budget.seconds."""
-    num_rollouts = 4 + config.resample
+    """Seconds that a rank may wait for the others: each rollout may take a whole Budget.seconds.
+
+    Three more than there are, for what has no limit: designs, replies drawn again, the update.
+    """
+    num_rollouts = 1 + 3 + config.resample
     if config.executor_credit == "replay":
         num_rollouts += replay.MAX_REPLAYS
     return 600 + num_rollouts * Budget.seconds
@@ -301,6 +304,7 @@ async def check_infrastructure(trees: list[Tree], trainer) -> None:
     if failures:
         await sleep(trainer)
         trainer.save_checkpoint()
+        distributed.all_reduce_max(0.0)  # rank 0 may still write; torchrun ends all with the first
         saved = f"{trainer.step} steps are saved"
         raise AllRanksStop(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
 

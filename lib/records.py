@@ -135,7 +135,11 @@ class Records:
 
     def close(self) -> None:
         if self.is_writer:
-            self.tracker.close(has_failed=sys.exception() is not None)
+            try:
+                self.tracker.close(has_failed=sys.exception() is not None)
+            except Exception as error:  # boundary: it must not hide why the run ends
+                problem = " ".join(str(error).split())[:200]
+                log.error(f"--tracker {self.config.tracker}: {problem}")
         for file in self.files.values():
             with contextlib.suppress(OSError):  # what could not be written has been said
                 file.close()

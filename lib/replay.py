@@ -60,7 +60,7 @@ class ReplayEngine:
         self.engine = engine
         self.said = {}  # seed of a call -> (its prompt, what is said)
         for i, call in enumerate(execution.calls):
-            said = Completion(call.completion_ids, call.logprobs, call.text)
+            said = Completion(call.completion_ids, call.logprobs, call.text, call.truncated)
             self.said[seed_of(*seed, *name_of(call))] = call.prompt_ids, others.get(i, said)
 
     async def sample(self, prompt_ids, max_tokens, seed, temperature=1.0) -> Completion:

@@ -192,6 +192,7 @@ def test_batch_sizes_must_divide():
         ("UserError('bad')", 2, ""),
         ("KeyboardInterrupt", 130, ""),
         ("KeyError('bad')", 1, "Traceback"),
+        ("SystemExit('bad')", 1, ""),
     ],
 )
 def test_a_rank_that_fails_ends_at_once(failure, code, said):
@@ -201,6 +202,7 @@ def test_a_rank_that_fails_ends_at_once(failure, code, said):
         "from lib import cli\n"
         "from lib.errors import *\n"
         "atexit.register(time.sleep, 600)\n"
+        "cli.SECONDS_TO_SPEAK = 0.1\n"
         f"def main(argv):\n    raise {failure}\n"
         "cli.command(main)"
     )

@@ -307,6 +307,7 @@ def test_an_evaluation_goes_on_with_the_same_weights_only(tmp_path):
     evaluation.open_folder(config, out)
     saved = json.loads((out / "config.json").read_text())
     older = {k: v for k, v in saved.items() if k not in ("vote_tokens", "weights")}
+    older |= {"gpu_memory": 0.3, "flag_that_is_gone": 1}
     (out / "config.json").write_text(json.dumps(older))
     evaluation.open_folder(config, out)
     assert json.loads((out / "config.json").read_text()) == saved

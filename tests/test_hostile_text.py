@@ -119,7 +119,8 @@ def read_message(line):
 
 def call(number, text, shown):
     messages = ({"role": "system", "content": "b"}, {"role": "user", "content": shown})
-    return Call("a", (1,), (2,), (0.0,), text, messages, round=number, number=number)
+    ids, logprobs = (2,), (0.0,)
+    return Call("a", (1,), ids, logprobs, text, messages=messages, round=number, number=number)
 
 
 def read_calls(text):
