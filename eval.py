@@ -70,7 +70,7 @@ class Config:
     model: str = "tiny"
     """Folder in Hugging Face format, Hub id, or URL of a server with the OpenAI chat API, with
     #NAME if it has several models; its key: OPENAI_API_KEY."""
-    designer: str | None = None  # another model for the designer role
+    designer: str | None = None  # another model for the designer role, or a URL
     executor: str | None = None  # the same for the executor role
     engine: Literal["hf", "vllm"] = "hf"  # what samples from --model, if it is no server
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
@@ -208,7 +208,7 @@ class Evaluation:
         """The results in the order of `modes`."""
         votes = [mode for mode in modes if mode in VOTERS]
         prices = prices if "metaagent" in modes else (0.0,)
-        # Self-consistency needs its tokens to know k, even if nobody asked to see it.
+        # Self-consistency's k is counted by metaagent's tokens, even if nobody asked to see that.
         if "metaagent" in modes or (votes and not vote_tokens):
             for price in prices:
                 await self.answer(name_at(price), None, progress, price=price)
@@ -438,10 +438,9 @@ def weights_hash(model: str) -> str:
 
 # Flags that do not change the answers to a question.
 FREE_FLAGS = (
-    *("out", "sandbox", "gpu_memory"),
-    *("limit", "modes", "tasks", "data_dir", "prices"),
-    *("ask", "gold", "designs", "executions", "replays", "html", "serve", "port"),
-)
+    "out sandbox gpu_memory limit modes tasks data_dir prices "
+    "ask gold designs executions replays html serve port"
+).split()
 
 
 def open_folder(config: Config, out: pathlib.Path) -> None:

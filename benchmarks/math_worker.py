@@ -17,7 +17,8 @@ import sympy
 from math_verify import parse, verify
 
 MEMORY = 4 << 30  # bytes of address space
-CPU_SECONDS = 10  # of a check, then the system ends this process: who asked may be gone
+# Of a check. Then the system ends this process: whoever asked may be gone, and can't.
+CPU_SECONDS = 10
 SMALL = 1e-2  # numbers below it have to agree relatively, too
 TOLERANCE = 1e-6  # relative
 

@@ -137,7 +137,7 @@ def command(main) -> None:
 
 
 def run_command(main) -> None:
-    """Run `main(argv)`. Raises SystemExit after a failure, and what is nobody's fault as it is."""
+    """Run `main(argv)`. Bad input raises SystemExit with code 2; a bug, its own exception."""
     console = Console(sys.stdout)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console])
     for noisy in ("httpx", "transformers", "datasets", "reasoning_gym", "matplotlib"):

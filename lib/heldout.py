@@ -15,7 +15,7 @@ from lib.launch import check_infrastructure
 from lib.metrics import by_family, design_metrics, execution_stats, mean
 from lib.shapes import shape, shape_hash
 
-MAX_AT_ONCE = 256  # executions at a time on a rank, if one job has no more
+MAX_AT_ONCE = 256  # executions of a rank at a time; one job may have more
 NUM_EXAMPLES = 5  # new designs that are written out
 
 
@@ -28,11 +28,12 @@ async def evaluate_heldout(trainer) -> dict:
     config = trainer.config
     is_end = trainer.step in (0, config.steps)
     by_hand = tasks.designs_by_hand(config.tasks) if is_end else {}
-    jobs = [(trainer.fixed_design, temperature) for temperature in (1.0, 0.0)]
-    jobs += [(script, temperature) for temperature in (1.0, 0.0) for script in by_hand.values()]
+    jobs = []
+    for script in (trainer.fixed_design, *by_hand.values()):
+        jobs += [(script, 1.0), (script, 0.0)]
     answers = await answer_all(trainer, jobs)
-    trees, stats, num_failed = answers[0]
-    _, greedy, num_failed_greedy = answers[1]
+    trees, stats, num_failed = answers[trainer.fixed_design, 1.0]
+    _, greedy, num_failed_greedy = answers[trainer.fixed_design, 0.0]
     designs = design_metrics(stats, trainer.shown)
     evaluation = {
         "eval_accuracy": mean(s.eval_score for s in stats),
@@ -49,22 +50,22 @@ async def evaluate_heldout(trainer) -> dict:
     if not is_end:
         return evaluation
 
-    of_hand = iter(answers[2:])
-    for key in ("eval_fixed", "eval_fixed_greedy"):
+    for key, temperature in (("eval_fixed", 1.0), ("eval_fixed_greedy", 0.0)):
         evaluation[key], evaluation[f"{key}_families"] = {}, {}
-        for name in by_hand:
-            _, stats, _ = next(of_hand)
+        for name, script in by_hand.items():
+            _, stats, _ = answers[script, temperature]
             evaluation[key][name] = mean(s.eval_score for s in stats)
             evaluation[f"{key}_families"][name] = accuracy_by_family(stats)
     return evaluation
 
 
-async def answer_all(trainer, jobs: list[tuple]) -> list[tuple[list[Tree], list, int]]:
-    """One answer to each question in each job, (script as for Rollout.rollout, temperature).
+async def answer_all(trainer, jobs: list[tuple]) -> dict[tuple, tuple[list[Tree], list, int]]:
+    """One answer to each question in each job. A job is (script, temperature).
 
-    Many jobs at a time: the last answers of each would leave a GPU idle. Returns for each job this
-    rank's trees, and of all ranks: the statistics of the executions that count, and how many do
-    not, as the infrastructure failed. Collective. Raises AllRanksStop if none counts.
+    script: as for Rollout.rollout. Several jobs run at a time, as a GPU would be idle while it
+    waits for the last answers of one. Returns for each job this rank's trees, and of all ranks:
+    the statistics of the executions that count, and how many do not, as the infrastructure failed.
+    Collective. Raises AllRanksStop if none counts.
     """
     rollout = copy.copy(trainer.rollout)
     rollout.stop_at_failure = True  # of a program's tests: an answer is right or not
@@ -76,15 +77,16 @@ async def answer_all(trainer, jobs: list[tuple]) -> list[tuple[list[Tree], list,
         at_temperature.runtime = replace(rollout.runtime, temperature=temperature)
         return await at_temperature.rollout(questions, 1, 1, seed, script)
 
-    answers = []
+    answers = {}
     num_jobs = max(1, MAX_AT_ONCE // max(1, len(questions)))
     for first in range(0, len(jobs), num_jobs):
         some = jobs[first : first + num_jobs]
-        for trees in await asyncio.gather(*(answer(*job) for job in some)):
+        grown = await asyncio.gather(*(answer(*job) for job in some))
+        for job, trees in zip(some, grown):
             await check_infrastructure(trees, trainer)
             stats = all_gather(execution_stats(trees))
             counting = [s for s in stats if s.valid]
-            answers.append((trees, counting, len(stats) - len(counting)))
+            answers[job] = trees, counting, len(stats) - len(counting)
     return answers
 
 

@@ -304,7 +304,8 @@ async def check_infrastructure(trees: list[Tree], trainer) -> None:
     if failures:
         await sleep(trainer)
         trainer.save_checkpoint()
-        distributed.all_reduce_max(0.0)  # rank 0 may still write; torchrun ends all with the first
+        # Wait for rank 0, which writes: torchrun ends all ranks as soon as one of them ends.
+        distributed.all_reduce_max(0.0)
         saved = f"{trainer.step} steps are saved"
         raise AllRanksStop(f"{failures[0]}; {saved}; {go_on(trainer.out)}")
 

@@ -3,7 +3,7 @@
 Where all executions of a question got the same reward, every advantage is 0, but for those of
 single calls where replays give them. As in DAPO (arXiv 2503.14476), but with a limit: what is still
 missing after so many attempts stays as it is. Rewards and shares in the metrics are of the
-questions that stay. Replays of these draw calls with other seeds than their executions.
+questions that stay. In their replays, calls are drawn with other seeds than in the rollout.
 
 Test: `pytest tests/test_minibatches.py`. Read next: minibatches.py.
 """

@@ -188,7 +188,7 @@ def test_a_program_is_evaluated_by_all_its_tests_and_trained_by_their_share(monk
         tree = Tree(question, (Design("x"),), ((execution,),))
 
         async def answer_all(trainer, jobs):
-            return [([tree], execution_stats([tree]), 0) for _ in jobs]
+            return {job: ([tree], execution_stats([tree]), 0) for job in jobs}
 
         monkeypatch.setattr("lib.heldout.answer_all", answer_all)
         trainer = SimpleNamespace(config=Config(), step=1, fixed_design=None, shown=None)
