@@ -281,8 +281,8 @@ async def evaluate(
         return await evaluation.run(list(modes), vote_tokens, bar.update, prices)
 
 
-async def run(config: Config) -> list[Result]:
-    """Evaluate, ask or serve. Returns the results of an evaluation."""
+async def run(config: Config, sets: list[tuple[str, list[Question]]]) -> list[Result]:
+    """Evaluate, ask or serve. Returns the results of an evaluation. sets: name, questions."""
     shared = None  # what plays the roles that have no model of their own
     if config.designer is None or config.executor is None:
         shared = await load(config, config.model, config.engine)
@@ -307,7 +307,7 @@ async def run(config: Config) -> list[Result]:
             return []
         path = pathlib.Path(config.out) / "answers.jsonl" if config.out else None
         answers = Answers(path, shown=read_shapes(config.designer or config.model))
-        for name, questions in load_sets(config):
+        for name, questions in sets:
             results += await evaluate(
                 rollout,
                 name,
@@ -416,8 +416,6 @@ def check(config: Config) -> None:
         raise UserError(
             f"--prices {config.prices}: only metaagent is told a price; add it to --modes"
         )
-    if config.ask is None and not config.serve:
-        load_sets(config)
 
 
 def weights_hash(model: str) -> str:
@@ -471,11 +469,13 @@ def main(argv: list[str]) -> None:
     config = cli.flags(Config, argv, "Evaluate a model as designer and executor of MAS.")
     plugins.load(config.plugin)
     check(config)
+    is_evaluation = config.ask is None and not config.serve
+    sets = load_sets(config) if is_evaluation else []
     out = pathlib.Path(config.out) if config.out else None
     if out:
         open_folder(config, out)
     try:
-        results = asyncio.run(run(config))
+        results = asyncio.run(run(config, sets))
     except InfrastructureError as error:
         raise UserError(str(error)) from None
     if not results:

@@ -64,6 +64,12 @@ class ChatTemplate:
                 f"--model {path}: its chat template can't render a conversation of system, user, "
                 "assistant, user"
             )
+        asked = self.to_text([("user", PROBE["user"])])
+        if asked.rfind("<think>") > asked.rfind("</think>"):
+            raise UserError(
+                f"--model {path}: its chat template has it think before every reply, and what "
+                "agents say to each other would be thoughts; take a model that can do without"
+            )
 
     def shows(self, *roles: str) -> bool:
         """Whether every message of such a conversation is in what it renders to."""

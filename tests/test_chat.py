@@ -43,6 +43,15 @@ def test_a_template_that_takes_one_turn_is_refused(tokenizer):
         ChatTemplate("m", tokenizer)
 
 
+def test_a_template_that_has_the_model_think_is_refused(tokenizer):
+    think = "{% if add_generation_prompt %}<think>{% endif %}"
+    tokenizer.chat_template = REFUSES + think
+    with pytest.raises(UserError, match="--model m: its chat template has it think"):
+        ChatTemplate("m", tokenizer)
+    tokenizer.chat_template = REFUSES + think + "{% if not enable_thinking %}</think>{% endif %}"
+    ChatTemplate("m", tokenizer)
+
+
 def test_a_date_in_the_template_is_the_same_on_every_day(tokenizer):
     for today in ("date_string", "strftime_now('%d %b %Y')"):
         tokenizer.chat_template = f"Today Date: {{{{ {today} }}}}" + REFUSES

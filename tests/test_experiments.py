@@ -433,6 +433,7 @@ class Programs:
             modes += map(name_at, prices) if mode == "metaagent" else [mode]
         for number, mode in enumerate(modes):
             evaluation.check(config)
+            evaluation.load_sets(config)
             results.append(
                 {
                     "mode": mode if mode.startswith("metaagent") else f"{mode} (k=3)",
