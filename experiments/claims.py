@@ -7,9 +7,9 @@ holds, it does not (the interval lies on the other side of 0), or it can't be to
 survive Holm's correction for the number of comparisons can't be told either.
 
 Scores are held-out accuracy of the model's own designs: *final* is the mean of the last three
-evaluations, *best* the highest. Where arms sample different numbers of tokens, both are read at 80,
-90 and 100 % of the smaller token count of the pair. A run *collapsed* if its final score is below
-half of its best.
+evaluations, *last* the last, *best* the highest. Where arms sample different numbers of tokens,
+both are read at 80, 90 and 100 % of the smaller token count of the pair. A run *collapsed* if its
+final score is below half of its best.
 
 Two studies: registry.py, of today's default world, and arithmetic.py, of the older one.
 
@@ -50,6 +50,11 @@ def final(row, tokens: float | None = None, column: int = TEMPERATURE_1) -> floa
     used = [evaluation[1] for evaluation in row["evals"]]
     points = [0.8 * tokens, 0.9 * tokens, tokens]
     return statistics.fmean(numpy.interp(points, used, accuracies).tolist())
+
+
+def last(row, column: int = TEMPERATURE_1) -> float:
+    """The last evaluation."""
+    return row["evals"][-1][column]
 
 
 def best(row, column: int = TEMPERATURE_1) -> float:
@@ -117,6 +122,7 @@ class Comparison:
     difference: Callable  # (row of each arm) -> float
     beside: Callable | None = None  # the same at temperature 1: shown, and decides nothing
     added_later: bool = False  # after results were seen: shown, without a verdict
+    is_control: bool = False  # one side can hardly win: shown, without a verdict
 
     def over_seeds(self, results: dict, seeds, difference=None) -> list[float]:
         return [
@@ -182,8 +188,8 @@ def verdict(low: float, high: float, is_significant: bool = True) -> str:
 def decide(study: Study, results: dict) -> list[tuple]:
     """(claim's number, comparison, differences over seeds, verdict) of every comparison with runs.
 
-    Holm's correction is over all that were written down before any result was seen. The others
-    have no verdict: there is no number of them to correct for.
+    Holm's correction is over all that were written down before their own runs. What was added
+    later has no verdict: there is no number of these to correct for. Nor has a control.
     """
     seeds = sorted({seed for _, seed in results})
     found = []
@@ -200,23 +206,38 @@ def decide(study: Study, results: dict) -> list[tuple]:
         if not comparison.added_later:
             _, low, high = interval(differences)
             judged = verdict(low, high, next(significant))
+        if comparison.is_control:
+            judged = "control"
         decided.append((number, comparison, differences, judged))
     return decided
 
 
 def short_table(study: Study, results: dict) -> str:
-    """A table with a row for each claim that has runs: its first comparison, and how many of the
-    others that were planned have which verdict. Of the claim's title, what is before a colon."""
-    lines = ["| claim | here: mean difference, verdict | its other comparisons |", "|---|---|---|"]
+    """A table with a row for each claim of the paper that has runs: its first comparison, which
+    verdicts the others have, and on which side of 0 the intervals lie of those that were added
+    later. Of the claim's title, what is before a colon."""
+    header = "| claim | here: mean difference, verdict | others planned | added later |"
+    lines = [header, "|---|---|---|---|"]
     decided = defaultdict(list)
     for number, *rest in decide(study, results):
-        decided[number].append(rest)
+        if study.claims[number].paper != "ours":
+            decided[number].append(rest)
+
+    sides = {"holds": "above 0", "does not": "below 0", "can't be told": "can't be told"}
+
+    def counted(words: list[str]) -> str:
+        return ", ".join(f"{word} ({count})" for word, count in Counter(words).items())
+
     for number, ((comparison, differences, judged), *others) in decided.items():
         title = study.claims[number].title.split(":")[0]
         first = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
-        counts = Counter(judged for *_, judged in others if judged != "added later")
-        counted = ", ".join(f"{judged} {count}" for judged, count in counts.items())
-        lines.append(f"| {number}. {title} | {first} | {counted} |")
+        planned = [word for *_, word in others if word not in ("added later", "control")]
+        added = [
+            sides[verdict(*interval(differences)[1:])]
+            for _, differences, word in others
+            if word == "added later"
+        ]
+        lines.append(f"| {number}. {title} | {first} | {counted(planned)} | {counted(added)} |")
     return "\n".join(lines)
 
 
@@ -238,7 +259,8 @@ def table(study: Study, results: dict) -> str:
             claim = study.claims[number]
             title, paper = f"{number}. {claim.title}", claim.paper
         previous = number
-        p = f"{p_value(differences):.1g}"
+        p = p_value(differences)
+        p = f"p {p:.1g}" if p >= 0.001 else "p < 0.001"
         difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(differences)}, {p})"
         cells = [title, paper, f"{comparison.what}: {difference}"]
         cells.append(judged)
@@ -283,6 +305,7 @@ def scores(study: Study, results: dict) -> str:
             f"`{flags}`" if flags else "",
             f"{statistics.fmean(row['evals'][-1][1] for row in rows) / 1000:.0f}",
             spread([final(row, column=study.column) for row in rows]),
+            spread([last(row, study.column) for row in rows]),
             spread([best(row, study.column) for row in rows]),
             f"{sum(collapsed(row, study.column) for row in rows):.0f}, "
             f"{sum(sank(row, study.column) for row in rows):.0f} of {len(rows)}",
@@ -291,10 +314,10 @@ def scores(study: Study, results: dict) -> str:
     if not lines:
         return ""
     header = (
-        "| arm | flags of `train.py` | thousand tokens | final | best "
+        "| arm | flags of `train.py` | thousand tokens | final | last | best "
         "| seeds that collapsed, ended below their start |"
     )
-    return "\n".join([header, "|---|---|---|---|---|---|", *lines])
+    return "\n".join([header, "|---|---|---|---|---|---|---|", *lines])
 
 
 def not_run(study: Study, results: dict) -> str:

@@ -131,7 +131,18 @@ def test_what_was_added_later_changes_no_verdict(added_later, judged):
     study = replace(registry.STUDY, claims={1: Claim("t", "p", (first, other, other, other))})
     decided = [said for *_, said in decide(study, results)]
     assert decided == [judged] + ["added later" if added_later else "can't be told"] * 3
-    assert ("can't be told 3" in short_table(study, results)) != added_later
+    counts = "|  | can't be told (3) |" if added_later else "| can't be told (3) |  |"
+    assert short_table(study, results).endswith(counts)
+
+
+def test_a_control_has_no_verdict_and_is_not_counted():
+    results = {("a", seed): {"x": x} for seed, x in enumerate([0.4, 0.5, 0.6])}
+    first = Comparison("first", ("a",), lambda row: row["x"])
+    study = replace(
+        registry.STUDY, claims={1: Claim("t", "p", (first, replace(first, is_control=True)))}
+    )
+    assert [said for *_, said in decide(study, results)] == ["holds", "control"]
+    assert short_table(study, results).endswith("first +0.50, holds |  |  |")
 
 
 def test_pairs_are_of_one_seed_and_at_equal_tokens():
@@ -139,7 +150,8 @@ def test_pairs_are_of_one_seed_and_at_equal_tokens():
         return [0.0, 0.8, 0.8, 0.9 + seed / 10]
 
     results = rows("stagewise", range(3), rising)
-    results |= rows("designer", (0, 2), lambda seed: [0.0, 0.25, 0.25, 0.25], tokens=50)
+    arm = "designer, frozen executor"
+    results |= rows(arm, (0, 2), lambda seed: [0.0, 0.25, 0.25, 0.25], tokens=50)
     # Both at 120 to 150 tokens, and no seed 1.
     differences = CLAIMS[1].comparisons[0].over_seeds(results, range(3))
     assert differences == pytest.approx([0.8 - 0.25] * 2)
@@ -198,8 +210,9 @@ def test_tables():
     assert last == "-" and len(shares) == 4 and shares == sorted(shares, reverse=True)
     results["designer", 0] = row("designer", 0, [0.1, 0.9, 0.2, 0.1, 0.1])
     assert scores(arithmetic.STUDY, results).splitlines()[2:] == [
-        "| stagewise |  | 0 | 0.50 (0.50 to 0.50) | 0.80 (0.80 to 0.80) | 0, 0 of 2 |",
-        "| designer | `--stage designer` | 0 | 0.13 | 0.90 | 1, 0 of 1 |",
+        "| stagewise |  | 0 | 0.50 (0.50 to 0.50) | 0.80 (0.80 to 0.80) | 0.80 (0.80 to 0.80) "
+        "| 0, 0 of 2 |",
+        "| designer | `--stage designer` | 0 | 0.13 | 0.10 | 0.90 | 1, 0 of 1 |",
     ]
 
 
@@ -233,15 +246,16 @@ def test_tables_of_the_registry():
     """Temperature 0 decides, 1 stands beside it; what was never shown, regret, collapses."""
     results = rows("stagewise", range(2), lambda seed: [0.2, 0.5, 0.8 + seed / 10])
     results |= rows("coupled", range(2), lambda seed: [0.2, 0.9, 0.1, 0.1, 0.1])
+    results |= rows("coupled, 50 steps", range(2), lambda seed: [0.2, 0.9, 0.1])
     for seed in range(2):
         results["trained", seed] = measured(seed)
     said = page(registry.STUDY, results)
     for line in (
-        "|  |  | executor's gain, designer of the start: +0.105 (+0.041 to +0.169, 2, 0.03) |",
+        "|  |  | executor's gain, designer of the start: +0.105 (+0.041 to +0.169, 2, p 0.03) |",
         "| the best designs (oracle) | 0.55 -> 0.55 (0.55 to 0.55) |",
         "| the best designs, new shapes | 0.75 -> 0.75 (0.75 to 0.75) | 0.50 -> 0.50",
         "| its own designs, new shapes | 0.12 -> 0.12 (0.12 to 0.12) | 0.25 -> 0.25 (0.25 ",
-        "| share of right answers by scripts of unshown shape | | 0.40 -> 0.40 (0.40 to 0.40) |",
+        "| right answers by scripts of unshown shape | | 0.40 -> 0.40 (0.40 to 0.40) |",
         "| 3 steps | 0.20 (0.20 to 0.20) |",
         "| collapsed | stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
         "| ended below their start | stagewise: 0 of 2 | coupled: 2 of 2 | 0.33 |",
@@ -252,7 +266,7 @@ def test_tables_of_the_registry():
     (row_of_regret,) = [line for line in said.splitlines() if "(minus regret)" in line]
     assert "-0.205" in row_of_regret
     ((example),) = registry.new_shapes(results)
-    # Turns at the end, 0.8 and 0.9; both at once half way to it, 0.1.
+    # Turns at the end, 0.8 and 0.9; both at once in half of the steps, 0.1.
     (row_of_updates,) = [line for line in said.splitlines() if "at equal updates" in line]
     assert "+0.750" in row_of_updates and "| added later |" in row_of_updates
     assert example["count"] == 3 and example["design"] == "s(Feki)"
@@ -513,6 +527,34 @@ def test_the_oracle_owes_nothing_to_hindsight():
                 chosen = max(own_scores, key=total)
                 accuracy += share * own_scores[chosen][family]
             assert oracle(row[when]) == pytest.approx(accuracy)
+
+
+def test_what_the_page_says_of_its_verdicts():
+    """Of every comparison with a verdict all seeds have one sign; with five seeds verdicts are the
+    same; what was added later would cost claim 3 its two."""
+    results = experiments.read(registry.STUDY.folder / "runs.jsonl")
+
+    def verdicts(results, later=False):
+        claims = {}
+        for number, claim in CLAIMS.items():
+            comparisons = [c if later else replace(c, added_later=False) for c in claim.comparisons]
+            claims[number] = replace(claim, comparisons=tuple(comparisons))
+        study = replace(registry.STUDY, claims=claims)
+        return {c.what: (judged, d) for _, c, d, judged in decide(study, results)}
+
+    found = verdicts(results, later=True)
+    for what, (judged, differences) in found.items():
+        if judged in ("holds", "does not"):
+            assert len({difference > 0 for difference in differences}) == 1, what
+    five = verdicts({place: row for place, row in results.items() if place[1] < 5}, later=True)
+    assert {what: judged for what, (judged, _) in five.items()} == {
+        what: judged for what, (judged, _) in found.items()
+    }
+    lost = {what for what, (judged, _) in verdicts(results).items() if found[what][0] != judged}
+    assert {what for what in lost if found[what][0] in ("holds", "does not")} == {
+        "stagewise - coupled",
+        "stagewise - coupled, KL",
+    }
 
 
 @pytest.mark.parametrize("flags", [["--claim", "99"], ["--seeds", "0"], ["--arm", "none"]])
