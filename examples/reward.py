@@ -7,5 +7,5 @@ from tasks import grade
 
 
 def reward(question, answer):
-    """1 if right; 0.1 less for each hundred characters, but never below 0.5."""
-    return grade(question, answer) * max(0.5, 1 - 0.001 * len(answer))
+    """1 if right; 0.1 less for each hundred characters after the first, but never below 0.5."""
+    return grade(question, answer) * min(1, max(0.5, 1.1 - 0.001 * len(answer)))

@@ -21,6 +21,7 @@ def designer_advantages(rewards_Q_M_N, valid_Q_M_N):
 
 
 def executor_advantages(rewards_Q_M_N, valid_Q_M_N, group):
-    Q = len(rewards_Q_M_N)
-    advantages = leave_one_out(rewards_Q_M_N.reshape(Q, -1), valid_Q_M_N.reshape(Q, -1))
-    return advantages.reshape(rewards_Q_M_N.shape)
+    Q, M, N = rewards_Q_M_N.shape
+    G = Q if group == "question" else Q * M
+    advantages = leave_one_out(rewards_Q_M_N.reshape(G, -1), valid_Q_M_N.reshape(G, -1))
+    return advantages.reshape(Q, M, N)

@@ -145,7 +145,7 @@ def rollout_metrics(stats: list[ExecutionStats], shown: frozenset | None = None)
     rewards_of_design, rewards_of_question = {}, {}
     for s in valid:
         rewards_of_design.setdefault((s.question, s.design_index), []).append(s.reward)
-        rewards_of_question.setdefault(s.question, []).append(s.reward)
+        rewards_of_question.setdefault(s.question, []).append(s.reward - s.cost)
     return {
         "reward": mean(s.reward for s in valid),
         "cost": mean(s.cost for s in valid),

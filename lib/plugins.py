@@ -2,7 +2,8 @@
 
 A function in it takes the place of ours of the same name, and has its parameters:
 
-    reward(question, answer) -> number                tasks.reward, of any kind of question
+    reward(question, answer) -> number                tasks.reward, also in evaluations: the
+                                                      tests of programs don't run then
     designer_messages(question) -> [dict]             designer.designer_messages; with --price it
                                                       has to tell question.price itself
     designer_advantages(rewards_Q_M_N, valid_Q_M_N)   credit.designer_advantages

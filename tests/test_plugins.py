@@ -71,7 +71,7 @@ def test_a_reward(tmp_path):
         asyncio.run(tasks.reward(QUESTION, text, None))
         for text in ("\\boxed{42}", "x" * 200 + "\\boxed{42}", "\\boxed{41}")
     ]
-    assert rewards == pytest.approx([1 - 0.010, 1 - 0.210, 0.0])
+    assert rewards == pytest.approx([1.0, 1.1 - 0.210, 0.0])
 
 
 def test_questions(tmp_path):
@@ -152,6 +152,7 @@ def test_another_prompt(tmp_path):
 def test_a_run_with_a_plugin(tmp_path):
     """Several parts in one file; its copy is the run's, and a changed file does not resume it."""
     text = "".join((EXAMPLES / f"{name}.py").read_text() for name in ("rloo", "gspo", "reward"))
+    text = text.replace("1.1 - 0.001", "1 - 0.001")  # the tiny model's replies are short
     rate = "\n\ndef learning_rate(config, step):\n    return 0.0 if step == 0 else config.lr\n"
     path, out = write(tmp_path, text + rate), tmp_path / "run"
     flags = ["--model", "tiny/arithmetic", "--tasks", "arithmetic", "--stage", "both"]
