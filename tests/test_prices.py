@@ -12,6 +12,7 @@ import eval as evaluation
 import tasks
 from data_types import Call, Design, Execution, Tree
 from designer import designer_messages
+from lib.metrics import execution_stats, rollout_metrics
 from lib.prices import draw_prices, front
 from lib.resampling import is_tie
 from rollout import stack_rewards
@@ -38,7 +39,10 @@ def test_a_reward_is_what_is_left_after_paying():
 
 def test_equals_that_cost_differently_teach_something():
     both_right = execution(300, 1.0), execution(100, 1.0)
-    assert is_tie(tree(0.0, *both_right)) and not is_tie(tree(2.0, *both_right))
+    free, dear = tree(0.0, *both_right), tree(2.0, *both_right)
+    assert is_tie(free) and not is_tie(dear)
+    ties = [rollout_metrics(execution_stats([t]))["frac_reward_zero_std"] for t in (free, dear)]
+    assert ties == [1.0, 0.0]
 
 
 def test_every_price_is_drawn_and_a_run_draws_the_same():
