@@ -1,7 +1,10 @@
 """The model card, and the best checkpoint."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 
+import pytest
 from conftest import SMALL_RUN, lines
 from runs import same, weights
 
@@ -73,3 +76,26 @@ def test_the_best_models_are_kept(tmp_path, monkeypatch):
         assert "| held-out accuracy before, temperature 0 | 0.500 |" in text
     assert not (tmp_path / "best" / "trainer.pt").exists()
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize("accuracy, is_kept", [(0.62, False), (0.7, True)])
+def test_a_resumed_run_knows_how_good_the_start_was(tmp_path, monkeypatch, accuracy, is_kept):
+    kept = []
+    monkeypatch.setattr(launch.checkpoint, "save_best", lambda *arguments: kept.append(arguments))
+    rows = [
+        {"step": 0, "eval_start": {"eval_greedy": 0.65}, "eval_greedy": 0.6},
+        {"step": 1, "reward": 0.5},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    trainer = SimpleNamespace(
+        best_accuracy=-1.0,
+        config=SimpleNamespace(resume=True),
+        rank=0,
+        out=tmp_path,
+        step=2,
+        learners=[],
+        publish=lambda: None,
+    )
+    asyncio.run(launch.keep_best(trainer, {"eval_greedy": accuracy}))
+    assert len(kept) == is_kept and trainer.best_accuracy == max(accuracy, 0.65)
