@@ -212,6 +212,14 @@ def decide(study: Study, results: dict) -> list[tuple]:
     return decided
 
 
+def side(differences: list[float]) -> str:
+    """On which side of 0 the interval lies."""
+    _, low, high = interval(differences)
+    if low > 0:
+        return "above 0"
+    return "below 0" if high < 0 else "can't be told"
+
+
 def short_table(study: Study, results: dict) -> str:
     """A table with a row for each claim of the paper that has runs: its first comparison, which
     verdicts the others have, and on which side of 0 the intervals lie of those that were added
@@ -223,8 +231,6 @@ def short_table(study: Study, results: dict) -> str:
         if study.claims[number].paper != "ours":
             decided[number].append(rest)
 
-    sides = {"holds": "above 0", "does not": "below 0", "can't be told": "can't be told"}
-
     def counted(words: list[str]) -> str:
         return ", ".join(f"{word} ({count})" for word, count in Counter(words).items())
 
@@ -232,11 +238,7 @@ def short_table(study: Study, results: dict) -> str:
         title = study.claims[number].title.split(":")[0]
         first = f"{comparison.what} {statistics.fmean(differences):+.2f}, {judged}"
         planned = [word for *_, word in others if word not in ("added later", "control")]
-        added = [
-            sides[verdict(*interval(differences)[1:])]
-            for _, differences, word in others
-            if word == "added later"
-        ]
+        added = [side(values) for _, values, word in others if word == "added later"]
         lines.append(f"| {number}. {title} | {first} | {counted(planned)} | {counted(added)} |")
     return "\n".join(lines)
 
@@ -260,8 +262,8 @@ def table(study: Study, results: dict) -> str:
             title, paper = f"{number}. {claim.title}", claim.paper
         previous = number
         p = p_value(differences)
-        p = f"p {p:.1g}" if p >= 0.001 else "p < 0.001"
-        difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(differences)}, {p})"
+        said = f"p {p:.1g}" if p >= 0.001 else "p < 0.001"
+        difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, {len(differences)}, {said})"
         cells = [title, paper, f"{comparison.what}: {difference}"]
         cells.append(judged)
         if has_beside:
