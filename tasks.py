@@ -29,7 +29,7 @@ from lib.cli import log
 from lib.errors import UserError
 from lib.files import read_jsonl
 from lib.split import held_out
-from tiny import registry
+from tiny import namesakes, registry
 from tiny.arithmetic import world as arithmetic
 
 
@@ -65,7 +65,8 @@ BENCHMARKS = (  # benchmarks/datasets.py
     *("aime24", "aime25", "olympiadbench", "math500", "gsm8k", "polaris", "dapo"),
     *("humaneval", "mbpp", "livecodebench", "apps", "codecontests"),
 )
-WORLDS = {"registry": registry, "arithmetic": arithmetic}  # made from a seed
+# Made from a seed.
+WORLDS = {"registry": registry, "namesakes": namesakes, "arithmetic": arithmetic}
 MIXTURES = {"paper": "polaris:0.5,apps@introductory:0.35,codecontests:0.15"}
 MORE_TOOLS = []  # of a plug-in (lib/plugins.py)
 TRAINING_TESTS = 20  # tests of a code question in training; an evaluation runs all

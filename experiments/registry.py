@@ -78,6 +78,17 @@ SECOND["second cold start, frozen executor"] = (
     f"--stage designer --model {SECOND_MODEL} --executor {SECOND_MODEL}"
 )
 ARMS |= SECOND
+# The same where no agent can make up for a design that asks the wrong one (tiny/namesakes.py).
+# Added later.
+NAMESAKES_MODEL = "runs/namesakes"
+NAMESAKES = f"--tasks namesakes --model {NAMESAKES_MODEL}"
+ARMS |= {
+    f"namesakes, {arm}": f"{ARMS[arm]} {NAMESAKES}".strip()
+    for arm in ("stagewise", "executor", "script with conditions")
+}
+ARMS["namesakes, frozen executor"] = f"--stage designer {NAMESAKES} --executor {NAMESAKES_MODEL}"
+# Models that are not in the repository -> flags of tiny/build.py.
+MODELS = {SECOND_MODEL: "--seed 1", NAMESAKES_MODEL: "--world namesakes"}
 # Learning rates, on seeds that no comparison has.
 RATES = ("1.5e-4", "5e-4", "1.5e-3")
 RATED = (
@@ -233,6 +244,7 @@ CLAIMS = {
                 "second cold start, frozen executor",
                 added_later=True,
             ),
+            against("namesakes, stagewise", "namesakes, frozen executor", added_later=True),
             at_both(
                 "stagewise - the oracle of the start's executor",
                 "stagewise",
@@ -274,6 +286,7 @@ CLAIMS = {
                 against("second cold start, stagewise", other, added_later=True)
                 for other in ("second cold start, coupled", "second cold start, executor")
             ),
+            against("namesakes, stagewise", "namesakes, executor", added_later=True),
         ),
     ),
     6: Claim(
@@ -289,7 +302,11 @@ CLAIMS = {
                 "second cold start, executor",
                 "second cold start: ",
             ),
+            script_of_the_executor_alone(
+                "namesakes, stagewise", "namesakes, executor", "namesakes: "
+            ),
             against("stagewise", "script with conditions", added_later=True),
+            against("namesakes, stagewise", "namesakes, script with conditions", added_later=True),
             at_both(
                 "own designs - the best of 64 random",
                 "trained",

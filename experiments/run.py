@@ -83,7 +83,7 @@ def train(out: pathlib.Path, flags: str, seed: int) -> list[dict]:
         if not is_complete(out):
             resume = ["--resume"] if (out / "config.json").exists() else []
             given = [] if resume else shlex.split(flags)
-            build_second_model(flags)
+            build_model(flags)
             execute(["train.py", *given, "--seed", seed, "--out", out, *resume], lock.fileno())
     rows = read_jsonl(out / "metrics.jsonl")
     num_spoiled = spoiled(rows)
@@ -92,14 +92,15 @@ def train(out: pathlib.Path, flags: str, seed: int) -> list[dict]:
     return rows
 
 
-def build_second_model(flags: str) -> None:
-    """Build it in half an hour, where the flags ask for it and it is not there."""
-    model = ROOT / registry.SECOND_MODEL
-    if registry.SECOND_MODEL not in flags:
-        return
-    with locked(model) as lock:
-        if not (model / "config.json").exists():
-            execute(["-m", "tiny.build", "--seed", 1, "--out", model], lock.fileno())
+def build_model(flags: str) -> None:
+    """Build the model that the flags name, in half an hour, where it is not there."""
+    for name, how in registry.MODELS.items():
+        model = ROOT / name
+        if name not in flags:
+            continue
+        with locked(model) as lock:
+            if not (model / "config.json").exists():
+                execute(["-m", "tiny.build", *how.split(), "--out", model], lock.fileno())
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     python -m tiny.build                                writes tiny/ anew, in half an hour
     python -m tiny.build --out DIR                      writes another folder
     python -m tiny.build --world arithmetic --out DIR   a model for the set `arithmetic`
+    python -m tiny.build --world namesakes --out DIR    a model for the set `namesakes`
 
 A Qwen3 of 0.9M parameters. Its chat template keeps the first line of a system message, which says
 who speaks, and to a designer which tools and blocks there are: the documented prompt is for models
@@ -24,6 +25,7 @@ from lib.cli import ROOT, log
 from lib.shapes import write_shapes
 from policy import Policy
 from sft import encode, fine_tune
+from tiny import namesakes
 from tiny import teacher as registry
 from tiny.arithmetic import teacher as arithmetic
 
@@ -45,7 +47,7 @@ TOKENIZER_SAMPLES = 20_000  # samples that the tokenizer is trained on
 @dataclass(frozen=True)
 class Config:
     out: str = str(ROOT / "tiny")  # folder of the model
-    world: Literal["registry", "arithmetic"] = "registry"  # set of questions it is built for
+    world: Literal["registry", "namesakes", "arithmetic"] = "registry"  # set it is built for
     samples: int = 120_000  # samples of the scripted teacher
     steps: int = 4400  # number of updates
     batch: int = 64  # samples per update
@@ -118,8 +120,10 @@ def texts_of(rows: list[tuple]) -> list[str]:
 def build(config: Config, folder: pathlib.Path) -> list[float]:
     """Write the model into `folder`. Returns the losses of its cold start."""
     torch.manual_seed(config.seed)
-    teacher = {"registry": registry, "arithmetic": arithmetic}[config.world]
+    teacher = arithmetic if config.world == "arithmetic" else registry
     rows = teacher.cold_start(config.samples, config.seed)
+    if config.world == "namesakes":
+        rows = [namesakes.translated(*row) for row in rows]
     tokenizer = train_tokenizer(texts_of(rows[:TOKENIZER_SAMPLES]))
     new_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
