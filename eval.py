@@ -44,7 +44,7 @@ from config import is_server
 from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from executor import Runtime
-from lib import cli, plugins
+from lib import cli, plugins, trained_on
 from lib.cli import log
 from lib.errors import InfrastructureError, UserError
 from lib.files import atomic_write
@@ -87,6 +87,7 @@ class Config:
     vote_tokens: float = 0.0
     """Sampled tokens per question for self-consistency; 0: as many as metaagent used."""
     limit: int = 100  # max questions per set
+    heldout: bool = False  # ask only the side of each set that training leaves out
     data_dir: str | None = None  # folder with local files of the published sets
     plugin: str | None = None  # Python file of your own: questions, tools, blocks, prompt, reward
     out: str | None = None  # folder for results.json and results.md
@@ -355,15 +356,26 @@ async def ask(config: Config, rollout: Rollout) -> None:
 
 
 def load_sets(config: Config) -> list[tuple[str, list[Question]]]:
-    """(name, questions) of each set; generated ones show their held-out side. Raises UserError."""
+    """(name, questions) of each set; generated ones show their held-out side. Raises UserError.
+
+    Refused is what a model was trained on.
+    """
+    known = trained_on.read([config.model, config.designer, config.executor])
     sets = []
     included, excluded = tasks.parse_spec(config.tasks)
     if excluded:
         raise UserError(f"--tasks -{excluded[0]}: an evaluation drops no questions")
     for name, _ in included:
         is_generated = name in tasks.WORLDS or name.startswith("rg:")
-        split = "heldout" if is_generated else "all"
-        sets.append((name, tasks.load(name, split, config.seed, config.limit, config.data_dir)))
+        split = "heldout" if is_generated or config.heldout else "all"
+        questions = tasks.load(name, split, config.seed, config.limit, config.data_dir)
+        num_known = sum(trained_on.hash_of(question.prompt) in known for question in questions)
+        if num_known:
+            raise UserError(
+                f"--tasks {name}: the model was trained on {num_known} of these {len(questions)} "
+                "questions; --heldout asks the side that training leaves out"
+            )
+        sets.append((name, questions))
     return sets
 
 
@@ -436,7 +448,7 @@ def weights_hash(model: str) -> str:
 
 # Flags that do not change the answers to a question.
 FREE_FLAGS = (
-    "out sandbox gpu_memory limit modes tasks data_dir prices "
+    "out sandbox gpu_memory limit heldout modes tasks data_dir prices "
     "ask gold designs executions replays html serve port"
 ).split()
 

@@ -38,7 +38,7 @@ import tasks
 from data_types import Budget, Sample, Tree
 from engines.hf import HFEngine
 from executor import Runtime
-from lib import cli, distributed, lora, plugins, selection
+from lib import cli, distributed, lora, plugins, selection, trained_on
 from lib.cli import log
 from lib.errors import InfrastructureError, PromptTooLong, UserError
 from lib.files import atomic_write, complete_lines, read_jsonl
@@ -217,8 +217,8 @@ def scripted_samples(config: Config) -> list[tuple]:
     from tiny import teacher
     from tiny.arithmetic import teacher as arithmetic
 
-    if config.tasks == "registry":
-        return teacher.cold_start(config.samples, config.seed)
+    if config.tasks in teacher.WORLDS:
+        return teacher.cold_start(config.samples, config.seed, config.tasks)
     return arithmetic.cold_start(config.samples, config.seed, config.tasks, config.data_dir)
 
 
@@ -263,6 +263,8 @@ def write(policy: Policy, out: pathlib.Path, what: str, rows=()) -> None:
     policy.save(new)
     if rows:
         write_shapes(new, rows, read_shapes(policy.path))
+        asked = [messages[-1]["content"] for role, messages, _ in rows if role == "designer"]
+        trained_on.write(new, [policy.path], asked)
     if out.exists():
         out.rename(old)
     new.rename(out)

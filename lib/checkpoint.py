@@ -19,6 +19,7 @@ from dataclasses import asdict
 
 import torch
 
+from lib import trained_on
 from lib.distributed import gather_optimizer, gather_weights, iterate_weights, restore_optimizer
 from lib.errors import UserError
 from lib.shapes import copy_shapes
@@ -72,6 +73,7 @@ def write_folder(out, name: str, learners: list, trainer_states: list, step, is_
             if state is not None:
                 torch.save(state, folder / "trainer.pt")
             copy_shapes(learner.config.model_of(learner.roles), folder)
+            trained_on.copy(out, folder)
             sync_files(folder)
     except Exception as error:  # boundary to libraries: a full disk has four names in theirs
         free = shutil.disk_usage(out).free >> 20

@@ -23,7 +23,7 @@ from data_types import Budget, Question, Tree
 from designer import FIXED_DESIGNS
 from engines import open_engine
 from engines.openai_api import open_server
-from lib import checkpoint, cli, distributed, lora, plugins, replay
+from lib import checkpoint, cli, distributed, lora, plugins, replay, trained_on
 from lib.cli import flag_name, log
 from lib.errors import AllRanksStop, InfrastructureError, RankError, UserError
 from lib.files import atomic_write, complete_lines
@@ -83,6 +83,8 @@ def launch(trainer_class, config_class, presets: dict, argv: list[str]) -> None:
     try:
         if rank == 0:
             check_questions(out, trainer.questions + trainer.heldout_questions)
+            models = config.model, config.designer, config.executor
+            trained_on.write(out, models, [question.prompt for question in trainer.questions])
         asyncio.run(run(trainer))
     except AllRanksStop as error:
         raise UserError(str(error)) from None

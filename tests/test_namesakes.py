@@ -85,7 +85,7 @@ def test_the_script_with_conditions_asks_the_same_about_all_namesakes(policy):
 
 @pytest.fixture(scope="module")
 def rows():
-    return [namesakes.translated(*row) for row in teacher.cold_start(4000)]
+    return teacher.cold_start(4000, world="namesakes")
 
 
 def test_registers_hear_and_say_first_names_alone(rows):

@@ -20,7 +20,7 @@ data_types credit mas config lib/answers lib/attention lib/errors lib/turns
 lib/lora lib/prices lib/split lib/ways jail/syscalls
 lib/chat lib/cli lib/distributed lib/files lib/messages jail/isolation
 designer jail/seccomp lib/loading tiny/registry
-lib/shapes tiny/namesakes tiny/arithmetic/world
+lib/shapes lib/trained_on tiny/namesakes tiny/arithmetic/world
 lib/checkpoint lib/metrics lib/selection lib/trackers
 engines/hf engines/openai_api engines/vllm benchmarks/math_worker
 engines/__init__ benchmarks/math_grading lib/card policy lib/plots lib/statistics jail/child

@@ -25,8 +25,7 @@ from lib.cli import ROOT, log
 from lib.shapes import write_shapes
 from policy import Policy
 from sft import encode, fine_tune
-from tiny import namesakes
-from tiny import teacher as registry
+from tiny import teacher
 from tiny.arithmetic import teacher as arithmetic
 
 TEMPLATE = (
@@ -120,10 +119,10 @@ def texts_of(rows: list[tuple]) -> list[str]:
 def build(config: Config, folder: pathlib.Path) -> list[float]:
     """Write the model into `folder`. Returns the losses of its cold start."""
     torch.manual_seed(config.seed)
-    teacher = arithmetic if config.world == "arithmetic" else registry
-    rows = teacher.cold_start(config.samples, config.seed)
-    if config.world == "namesakes":
-        rows = [namesakes.translated(*row) for row in rows]
+    if config.world == "arithmetic":
+        rows = arithmetic.cold_start(config.samples, config.seed)
+    else:
+        rows = teacher.cold_start(config.samples, config.seed, config.world)
     tokenizer = train_tokenizer(texts_of(rows[:TOKENIZER_SAMPLES]))
     new_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

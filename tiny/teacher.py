@@ -17,8 +17,8 @@ thing more often than the right one, so that at temperature 0 it is always wrong
 One agent that is to solve the whole question thinks step by step, and is mistaken about most facts
 of all regions (GENERALIST_MISTAKEN).
 
-It speaks in the real messages of designer.py and executor.py, so the cold start can't drift from
-what a rollout shows.
+For `namesakes` it plays the same in that world's words. It speaks in the real messages of
+designer.py and executor.py, so the cold start can't drift from what a rollout shows.
 
 Test: `pytest tests/test_registry.py`. Read next: build.py.
 """
@@ -28,6 +28,7 @@ import random
 import designer
 from data_types import Ask, Question
 from executor import agent_messages, tool_messages
+from tiny import namesakes
 from tiny.registry import (
     FACTS,
     NEXT_REGION,
@@ -267,7 +268,10 @@ def play_designer(rng: random.Random) -> list[tuple]:
     return [("designer", designer.designer_messages(question), design)] if design else []
 
 
-def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
+WORLDS = ("registry", "namesakes")  # that this teacher knows
+
+
+def cold_start(count: int, seed: int = 0, world="registry") -> list[tuple[str, list[dict], str]]:
     """`count` samples (role, messages, completion)."""
     rng = random.Random(f"cold start {seed}")
     samples = []
@@ -277,4 +281,5 @@ def cold_start(count: int, seed: int = 0) -> list[tuple[str, list[dict], str]]:
         else:
             kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
             samples += PLAY[kind](rng)
-    return samples[:count]
+    samples = samples[:count]
+    return [namesakes.translated(*row) for row in samples] if world == "namesakes" else samples
