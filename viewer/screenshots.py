@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from lib.cli import ROOT
 from lib.files import complete_lines
+from viewer.pages import write_report
 
 DOCS = ROOT / "docs"
 WIDTH = 1180
@@ -29,20 +30,21 @@ def episode_path(out: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def most_interesting(out: pathlib.Path) -> tuple[int, int, int]:
-    """(step, design, execution) with the most rounds, then the most calls, among those that ended
-    right, of the steps that have a page."""
+    """(step, design, execution) of a design that was right and wrong, of a question where about
+    half is right; then with the most calls in its right execution."""
     candidates = []
     for line in complete_lines(out / "episodes.jsonl"):
         episode = json.loads(line)
-        step = episode["step"]
-        if not episode_path(out, step).exists():
-            continue
+        rewards = [[e["reward"] for e in d["executions"]] for d in episode["designs"]]
+        flat = [reward or 0 for row in rewards for reward in row]
+        is_even = 0.3 <= sum(flat) / len(flat) <= 0.7
         for m, design in enumerate(episode["designs"]):
             for n, execution in enumerate(design["executions"]):
                 if execution["reward"] == 1:
-                    num_rounds = len({call["round"] for call in execution["calls"]})
-                    candidates.append((num_rounds, len(execution["calls"]), step, m, n))
-    return max(candidates)[2:]
+                    is_mixed = 0 in rewards[m]
+                    num_calls = len(execution["calls"])
+                    candidates.append((is_even, is_mixed, num_calls, episode["step"], m, n))
+    return max(candidates)[3:]
 
 
 @contextlib.contextmanager
@@ -79,6 +81,7 @@ def shrink(name: str) -> None:
 
 def pictures_of_run(out: pathlib.Path) -> None:
     step, m, n = most_interesting(out)
+    write_report(out, every=True)
     with open_browser() as page:
         page.goto(episode_path(out, step).resolve().as_uri())
         page.locator(f"#leaf-{m}-{n}").click()
@@ -102,6 +105,7 @@ def pictures_of_run(out: pathlib.Path) -> None:
             full_page=True,
             clip={"x": 0, "y": top - 8, "width": WIDTH, "height": height - top + 8},
         )
+        write_report(out)
         page.goto((out / "report.html").resolve().as_uri())
         page.screenshot(path=DOCS / "report.png", full_page=True)
     shutil.copy(out / "curves.png", DOCS)
