@@ -9,7 +9,6 @@ import resource
 import socket
 import types
 
-import pytest
 from conftest import ROOT  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,8 +16,6 @@ from hypothesis import strategies as st
 from lib.errors import ProtocolError
 from lib.messages import parse_ask
 from sandbox import Limits, Sandbox, Session
-
-pytestmark = pytest.mark.alone
 
 BATCH = 100  # messages in an example
 BATCHES = 500  # examples: 50,000 messages to the parent, 50,000 to the server
