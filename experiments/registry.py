@@ -373,14 +373,12 @@ def before_and_after(results: dict) -> str:
 
     def accuracy(row: dict, when: str, name: str, is_greedy: bool) -> float:
         part, key = row[when], "_greedy" if is_greedy else ""
-        if name == "own":
-            return part["eval_greedy" if is_greedy else "eval_accuracy"]
         if name == "new shapes":
             found = part[f"eval{key}_families"]["new shape"]
             return found if is_greedy else found["accuracy"]
         if name == "oracle, new shapes":
             return part[f"eval_fixed{key}_families"]["oracle"]["new shape"]
-        return part[f"eval_fixed{key}"][name]
+        return score_of(part, None if name == "own" else name, temperature=0 if is_greedy else 1)
 
     def change(value) -> str:
         """value: (row, "before" or "after") -> float."""
@@ -425,6 +423,41 @@ def regrets(results: dict) -> str:
                 cells.append(spread([row[temperature][when][group]["regret"] for row in rows]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def two_worlds(results: dict) -> str:
+    """Accuracy at the end where an agent can learn what another knows (`registry`), and where it
+    can't (`namesakes`); "" without runs of both."""
+    lines = [
+        "| | registry, temperature 0 | temperature 1 | namesakes, temperature 0 | temperature 1 |",
+        "|---|---|---|---|---|",
+    ]
+    for title, arm, design in (
+        ("own designs, both roles trained in turns", "stagewise", None),
+        ("own designs, only the designer trained", "frozen executor", None),
+        ("own designs, only the executor trained", "executor", None),
+        ("the script with conditions, with that executor", "executor", "conditional"),
+        ("the same, executor trained under it", "script with conditions", None),
+        ("the best designs, only the executor trained", "executor", "oracle"),
+    ):
+        cells = []
+        for prefix in ("", "namesakes, "):
+            name = "designer, frozen executor" if (prefix, arm) == ("", "frozen executor") else arm
+            rows = rows_of(results, prefix + name)
+            if not rows:
+                return ""
+            for temperature in TEMPERATURES:
+                values = [score_of(row["after"], design, temperature) for row in rows]
+                cells.append(spread(values))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def score_of(evaluation: dict, design: str | None, temperature: int) -> float:
+    """Of a design by hand, or of the model's own (None)."""
+    if design is None:
+        return evaluation["eval_accuracy" if temperature else "eval_greedy"]
+    return evaluation["eval_fixed" if temperature else "eval_fixed_greedy"][design]
 
 
 def fronts(results: dict) -> str:

@@ -282,6 +282,7 @@ def publish(study: Study, results: dict, folder: pathlib.Path) -> None:
     if folder == registry.STUDY.folder:
         fill(README, "claims", page(study, results))
         fill(README, "rates", registry.rates(read(DEVELOPED)))
+        fill(README, "two worlds", registry.two_worlds(results))
         fill(README, "shapley", shapley.table(shapley.published()))
         fill(ROOT / "README.md", "claims", short_table(study, results))
         fill(ROOT / "README.md", "result", registry.before_and_after(results))

@@ -297,6 +297,23 @@ def test_learning_rates_are_tried_on_seeds_that_no_comparison_has():
     assert registry.rates({}) == ""
 
 
+def test_the_table_of_two_worlds_by_hand():
+    arms = "stagewise", "executor", "script with conditions"
+    names = [*arms, "designer, frozen executor"]
+    names += [f"namesakes, {arm}" for arm in (*arms, "frozen executor")]
+    results = {(arm, 0): row(arm, 0, [0.1 * n]) for n, arm in enumerate(names)}
+    assert registry.two_worlds(results).splitlines()[2:] == [
+        "| own designs, both roles trained in turns | 0.00 | 0.00 | 0.40 | 0.40 |",
+        "| own designs, only the designer trained | 0.30 | 0.30 | 0.70 | 0.70 |",
+        "| own designs, only the executor trained | 0.10 | 0.10 | 0.50 | 0.50 |",
+        "| the script with conditions, with that executor | 0.15 | 0.10 | 0.15 | 0.10 |",
+        "| the same, executor trained under it | 0.20 | 0.20 | 0.60 | 0.60 |",
+        "| the best designs, only the executor trained | 0.55 | 0.50 | 0.55 | 0.50 |",
+    ]
+    del results["namesakes, executor", 0]
+    assert registry.two_worlds(results) == ""
+
+
 def test_runs_are_skipped_or_gone_on_with(tmp_path, monkeypatch, caplog):
     """Two workers, real trainings of two steps; the second call has nothing left to do; a row's
     numbers are those of its metrics. The second cold start, here a copy, is built once."""
