@@ -4,9 +4,11 @@
 
 In `registry` an agent can learn the people of all regions, and then it hardly matters which one a
 design asks. Here everyone has a second name. The first names are the same twelve in every region,
-and registers go by these alone: "boss of Rida" is somebody else in the north and in the east. The
-region is known from the last name, which is no one else's, and which only the designer reads. All
-else is as in `registry`, in whose words the text is written first: there a person is a last name.
+and a script asks a register by these alone: "boss of Rida" is somebody else in the north and in the
+east. The region is known from the last name, which is no one else's. The designer reads it, and an
+agent that is handed the whole question: one agent for everything, or a register for a question of
+one step, of which there are two in a hundred. All else is as in `registry`, in whose words the text
+is written first: there a person is a last name.
 
 Its model is not in the repository: `python -m tiny.build --world namesakes --out DIR`.
 
