@@ -69,8 +69,8 @@ class Config:
 
     # Credit and schedule
     stage: Literal["stagewise", "both", "designer", "executor"] = "stagewise"
-    """Roles that learn: in turn, both at once, or only one. In both tiny worlds both at
-    once ends higher than in turn: each role has twice as many updates."""
+    """Roles that learn: in turn, both at once, or only one. In as many steps, both at once
+    updates each role twice as often as in turn."""
     phase_steps: int = 1  # steps per stagewise phase (K)
     executor_credit: ExecutorCredit = "question"
     """Group of an execution: those of its question, or of its design. Its calls share its

@@ -206,7 +206,7 @@ def variance_split(rewards_Q_M_N, valid_Q_M_N=None) -> tuple[float, float]:
     """The reward's variance within a question: (between its designs, within a design).
 
     Law of total variance, averaged over questions; the sum is the total. The first is what the
-    designer can learn from, the second the luck of a run.
+    designer learns from, with luck in it: about 1 / (N - 1) of the second, the luck of a run.
 
     >>> variance_split(torch.tensor([[[1., 0.], [1., 1.]]]))
     (0.0625, 0.125)

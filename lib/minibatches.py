@@ -26,7 +26,7 @@ MIN_SAMPLES = 16  # of a mini-batch; the original's mini-batches have as many
 class MiniBatch:
     """What one optimizer step learns from. The loss is the sum of each role's mean."""
 
-    samples: list[Sample]  # this rank's part; those without advantage only count
+    samples: list[Sample]  # this rank's part of those with a gradient
     role_tokens: dict[str, float]  # tokens of each role over all ranks, by Sample.weight
     num_trained: int  # tokens over all ranks that have a gradient
 

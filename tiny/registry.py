@@ -7,8 +7,8 @@
 Forty-eight people live in four regions. Everyone has a friend in the same region, a boss in the
 next one (north, east, south, west, north), and a code of two digits, which no one else in the
 region has. Only the weights of a model hold these facts, and at first a register knows the people
-of one region, the one that its instructions name. So a design asks the right register at every step, and
-which is the right one to begin with depends on the name, not on the form of the question:
+of one region, the one that its instructions name. So a design asks the right register at every
+step, and which is the right one to begin with depends on the name, not on the form of the question:
 
     north = Agent("north", "Northern register.")
     east = Agent("east", "Eastern register.")
