@@ -79,7 +79,7 @@ def designer_messages(question: Question) -> list[dict]:
 
 
 def extract_script(text: str) -> str:
-    """The script in a completion: its last block of Python or of no language, else all of it.
+    """The script in a completion: its last block, Python or unmarked, else all of it.
 
     >>> extract_script("Here it is:\\n```python\\nsubmit(a)\\n```")
     'submit(a)'
