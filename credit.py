@@ -74,7 +74,7 @@ def normalise(values_G_S, valid_G_S):
     variance_G_1 = centred_G_S.square().sum(dim=1, keepdim=True) / (count_G_1 - 1).clamp(min=1)
     std_G_1 = variance_G_1.sqrt()
 
-    # Equals differ from their mean by rounding. An exact 0 is left out.
+    # Equal values get exactly 0, not rounding: no update has them.
     centred_G_S = torch.where(std_G_1 < 1e-9, 0.0, centred_G_S)
     return centred_G_S / (std_G_1 + EPS)
 

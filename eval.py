@@ -358,7 +358,7 @@ async def ask(config: Config, rollout: Rollout) -> None:
 def load_sets(config: Config) -> list[tuple[str, list[Question]]]:
     """(name, questions) of each set; generated ones show their held-out side. Raises UserError.
 
-    Refused is what a model was trained on.
+    Refuses a set with questions that one of the models was trained on.
     """
     known = trained_on.read([config.model, config.designer, config.executor])
     sets = []

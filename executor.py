@@ -74,7 +74,7 @@ class Executor:
         self.num_rounds = 0
 
     async def execute(self, design: Design) -> Execution:
-        """Run the design. Raises nothing for what a script or a text does."""
+        """Run the design. Never raises for what a script does or an agent says."""
         if design.error:
             return self.execution("invalid_script", design.error)
         try:

@@ -432,18 +432,21 @@ def two_worlds(results: dict) -> str:
         "| | registry, temperature 0 | temperature 1 | namesakes, temperature 0 | temperature 1 |",
         "|---|---|---|---|---|",
     ]
-    for title, arm, design in (
-        ("own designs, both roles trained in turns", "stagewise", None),
-        ("own designs, only the designer trained", "frozen executor", None),
-        ("own designs, only the executor trained", "executor", None),
-        ("the script with conditions, with that executor", "executor", "conditional"),
-        ("the same, executor trained under it", "script with conditions", None),
-        ("the best designs, only the executor trained", "executor", "oracle"),
+    turns = ("stagewise", "namesakes, stagewise")
+    frozen = ("designer, frozen executor", "namesakes, frozen executor")
+    executor = ("executor", "namesakes, executor")
+    by_hand = ("script with conditions", "namesakes, script with conditions")
+    for title, arms, design in (
+        ("own designs, both roles trained in turns", turns, None),
+        ("own designs, only the designer trained", frozen, None),
+        ("own designs, only the executor trained", executor, None),
+        ("the script with conditions, with that executor", executor, "conditional"),
+        ("the same, executor trained under it", by_hand, None),
+        ("the best designs, only the executor trained", executor, "oracle"),
     ):
         cells = []
-        for prefix in ("", "namesakes, "):
-            name = "designer, frozen executor" if (prefix, arm) == ("", "frozen executor") else arm
-            rows = rows_of(results, prefix + name)
+        for arm in arms:
+            rows = rows_of(results, arm)
             if not rows:
                 return ""
             for temperature in TEMPERATURES:
@@ -454,7 +457,7 @@ def two_worlds(results: dict) -> str:
 
 
 def score_of(evaluation: dict, design: str | None, temperature: int) -> float:
-    """Of a design by hand, or of the model's own (None)."""
+    """Accuracy in an evaluation of a design by hand, or of the model's own designs (None)."""
     if design is None:
         return evaluation["eval_accuracy" if temperature else "eval_greedy"]
     return evaluation["eval_fixed" if temperature else "eval_fixed_greedy"][design]

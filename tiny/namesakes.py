@@ -1,14 +1,15 @@
-"""The world `namesakes`: `registry`, but no agent can make up for a design that asks the wrong one.
+"""The world `namesakes`: `registry`, with first names that all regions share.
 
     What is the code of the boss of the friend of Rida Feki minus 27?
 
 In `registry` an agent can learn the people of all regions, and then it hardly matters which one a
-design asks. Here everyone has a second name. The first names are the same twelve in every region,
-and a script asks a register by these alone: "boss of Rida" is somebody else in the north and in the
-east. The region is known from the last name, which is no one else's. The designer reads it, and an
-agent that is handed the whole question: one agent for everything, or a register for a question of
-one step, of which there are two in a hundred. All else is as in `registry`, in whose words the text
-is written first: there a person is a last name.
+design asks. Here no register can make up for a design that asks the wrong one: everyone has two
+names. The first names are the same twelve in every region, and a script asks a register by these
+alone: "boss of Rida" is somebody else in the north and in the east. The region is known from the
+last name, which is no one else's. The designer reads it, and an agent that is handed the whole
+question: one agent for everything, or a register for a question of one step, of which there are two
+in a hundred. All else is as in `registry`, in whose words the text is written first: there a person
+is a last name.
 
 Its model is not in the repository: `python -m tiny.build --world namesakes --out DIR`.
 
@@ -23,7 +24,7 @@ from dataclasses import replace
 
 from data_types import Question
 from tiny import registry
-from tiny.registry import PEOPLE, PEOPLE_PER_REGION, REGION_OF
+from tiny.registry import PEOPLE, PEOPLE_PER_REGION, REGION_OF, REGIONS
 
 
 def give_first_names() -> dict[str, str]:
@@ -66,11 +67,11 @@ def among_registers(text: str) -> str:
 
 def questions(split: str, seed: int, size: int) -> list[Question]:
     """As registry.questions. Who has a code is answered with a first name."""
-    found = []
+    translated_questions = []
     for question in registry.questions(split, seed, size):
-        answer = among_registers(question.answer)
-        found.append(replace(question, prompt=as_asked(question.prompt), answer=answer))
-    return found
+        prompt, answer = as_asked(question.prompt), among_registers(question.answer)
+        translated_questions.append(replace(question, prompt=prompt, answer=answer))
+    return translated_questions
 
 
 def best_design(question: Question) -> str:
@@ -78,7 +79,7 @@ def best_design(question: Question) -> str:
     return among_registers(registry.best_design(known))
 
 
-# The script with conditions takes the first word in capitals: the first name.
+# The script with conditions stays as it is: it takes the first word in capitals, the first name.
 DESIGNS = registry.DESIGNS | {"oracle": best_design}
 
 
@@ -86,24 +87,30 @@ DESIGNS = registry.DESIGNS | {"oracle": best_design}
 
 
 def translated(role: str, messages: list[dict], completion: str) -> tuple:
-    """A sample of registry's cold start (teacher.py) in this world's words.
-
-    One agent for a whole question says last names, but answers with a first name.
-    """
-    is_register = "ern register." in messages[0]["content"]
-    said = among_registers if role == "designer" or is_register else answered
-    words = {"user": asked if is_register else as_asked, "assistant": said}
+    """A sample of registry's cold start (teacher.py) in this world's words."""
+    instructions = messages[0]["content"]
+    if role == "designer":
+        to_user, to_assistant = as_asked, among_registers
+    elif any(instructions.startswith(f"{region.capitalize()}ern ") for region in REGIONS):
+        to_user, to_assistant = to_a_register, among_registers
+    else:  # one agent for a whole question, or one that computes
+        to_user, to_assistant = as_asked, with_first_name_in_box
     spoken = []
     for message in messages:
-        change = words.get(message["role"], str)
-        spoken.append(message | {"content": change(message["content"])})
-    return role, spoken, said(completion)
+        text = message["content"]
+        if message["role"] == "user":
+            text = to_user(text)
+        elif message["role"] == "assistant":
+            text = to_assistant(text)
+        spoken.append(message | {"content": text})
+    return role, spoken, to_assistant(completion)
 
 
-def asked(text: str) -> str:
-    """What a register is asked: by a script, or the question as it stands."""
+def to_a_register(text: str) -> str:
+    """What a script asks, or the question as it stands."""
     return as_asked(text) if text.startswith("What") else among_registers(text)
 
 
-def answered(text: str) -> str:
+def with_first_name_in_box(text: str) -> str:
+    """It thinks of people by their last names, and answers with a first name."""
     return re.sub(r"\\boxed{[^}]*}", lambda match: among_registers(match[0]), text)

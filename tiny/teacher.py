@@ -272,7 +272,7 @@ WORLDS = ("registry", "namesakes")  # that this teacher knows
 
 
 def cold_start(count: int, seed: int = 0, world="registry") -> list[tuple[str, list[dict], str]]:
-    """`count` samples (role, messages, completion)."""
+    """`count` samples (role, messages, completion). world: one of WORLDS."""
     rng = random.Random(f"cold start {seed}")
     samples = []
     while len(samples) < count:
@@ -282,4 +282,6 @@ def cold_start(count: int, seed: int = 0, world="registry") -> list[tuple[str, l
             kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
             samples += PLAY[kind](rng)
     samples = samples[:count]
-    return [namesakes.translated(*row) for row in samples] if world == "namesakes" else samples
+    if world == "namesakes":
+        return [namesakes.translated(*sample) for sample in samples]
+    return samples
